@@ -1,0 +1,140 @@
+"""The seven jobs: plain data that the driver hands to a worker, and what each answers.
+
+`run(job: Job[A]) -> Done[A] | Failed` is all that a stage knows of the outside. Files are named
+by keys of the store. What a job may use up is in `limits` and takes no part in its cache key.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, ClassVar, Generic, Protocol, TypeVar
+
+from annotated_types import Ge
+
+from petra_deploy.core.data import Data
+from petra_deploy.core.outcome import Done, Engine, Failed, Graph, Measurement, Score
+from petra_deploy.core.plan import Inspected, Layout, Probed
+from petra_deploy.core.strategy import FULL, Fidelity, Strategy
+from petra_deploy.core.target import Target
+from petra_deploy.core.workload import (
+    DataSource,
+    Loaded,
+    LoadOptions,
+    MetricSpec,
+    ModelSource,
+    Signature,
+    Split,
+    Workload,
+)
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Data):
+    seconds: float = 600.0
+    memory_gb: float | None = None  # None: most of this machine's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(Data, Generic[A]):
+    limits: Limits = field(default_factory=Limits)
+
+    kind: ClassVar[str]
+    answer: ClassVar[type]
+    exclusive: ClassVar[bool] = False  # alone on the device
+    cached: ClassVar[bool] = True
+    fresh: ClassVar[bool] = False  # a new process, without torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load(Job[Loaded]):
+    model: ModelSource
+    data: DataSource
+    options: LoadOptions
+
+    kind: ClassVar[str] = "load"
+    answer: ClassVar[type] = Loaded
+    cached: ClassVar[bool] = False  # its answer is named by content, so later keys hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Job[Inspected]):
+    workload: Workload
+    target: Target
+
+    kind: ClassVar[str] = "inspect"
+    answer: ClassVar[type] = Inspected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Job[Probed]):
+    workload: Workload
+    layout: Layout
+    device: str = "cpu"
+
+    kind: ClassVar[str] = "probe"
+    answer: ClassVar[type] = Probed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform(Job[Graph]):
+    workload: Workload
+    strategy: Strategy
+    fidelity: Fidelity = FULL
+    device: str = "cpu"  # for training: "cpu", "cuda", "mps"
+
+    kind: ClassVar[str] = "transform"
+    answer: ClassVar[type] = Graph
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build(Job[Engine]):
+    graph: Graph
+    target: Target
+    settings: dict[str, object] = field(default_factory=dict)
+
+    kind: ClassVar[str] = "build"
+    answer: ClassVar[type] = Engine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure(Job[Measurement]):
+    engine: Engine
+    baseline: Engine
+    target: Target
+    split: Split  # inputs to feed
+    batches: tuple[int, ...] = (1, 16)
+    rounds: Annotated[int, Ge(1)] = 3
+    seed: int = 0
+
+    kind: ClassVar[str] = "measure"
+    answer: ClassVar[type] = Measurement
+    exclusive: ClassVar[bool] = True
+    cached: ClassVar[bool] = False
+    fresh: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored(Job[Score]):
+    """Run `engine` over `split`; with `reference` outputs (a key) the drop is paired to them."""
+
+    engine: Engine
+    target: Target
+    split: Split
+    split_name: str
+    metric: MetricSpec
+    signature: Signature
+    reference: str | None = None
+
+    kind: ClassVar[str] = "score"
+    answer: ClassVar[type] = Score
+
+
+JOBS: dict[str, type[Job[object]]] = {
+    job.kind: job for job in (Load, Inspect, Probe, Transform, Build, Measure, Scored)  # type: ignore[misc]
+}
+
+
+class Run(Protocol):
+    """The door: `dispatch.run` in the driver, an inline runner in tests."""
+
+    def __call__(self, job: Job[A]) -> Done[A] | Failed: ...

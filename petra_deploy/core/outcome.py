@@ -1,0 +1,164 @@
+"""What came of a strategy: figures with their bounds and origins, never bare floats."""
+
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from petra_deploy.core.data import Data
+from petra_deploy.core.strategy import Fidelity, Strategy
+from petra_deploy.core.workload import Signature
+
+Origin = Literal["measured", "predicted", "counted"]
+FailureKind = Literal[
+    "input", "unsupported", "mismatch", "diverged", "timeout", "memory", "crash", "lost", "extra", "disk"
+]
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure(Data):
+    """A number as it may leave the house. `low` and `high` bound it at 95% unless `note` says so.
+
+    `value` is None where there were too few samples; `note` then says how many are needed.
+    """
+
+    value: float | None
+    unit: str  # "ms", "1/s", "bytes", "ratio", "points"
+    low: float | None = None
+    high: float | None = None
+    n: int = 1
+    origin: Origin = "measured"
+    note: str = ""
+
+    def known(self) -> float:
+        """The value, where the caller has made sure that there is one."""
+        if self.value is None:
+            raise ValueError(f"this figure has no value: {self.note or 'too few samples'}")
+        return self.value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph(Data):
+    """An exported ONNX model in the store: the entry holds `model.onnx`."""
+
+    key: str
+    signature: Signature
+    bytes: int
+    facts: dict[str, object] = field(default_factory=dict)  # by technique; opset; parity; seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine(Data):
+    """What ships and is timed. For onnxruntime the entry holds `model.onnx`."""
+
+    key: str
+    graph: str  # the key of the graph it was built from
+    backend: str
+    signature: Signature
+    settings: dict[str, object] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    bytes: int
+    facts: dict[str, object] = field(default_factory=dict)  # operators after the runtime's fusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Latency(Data):
+    """Times of one call at one batch size, hot (the first call of each run is kept apart)."""
+
+    batch: int
+    p50: Figure
+    p90: Figure
+    p99: Figure
+    first: Figure  # first call of a run, the other engine having run before
+    throughput: Figure  # rows per second
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement(Data):
+    """A candidate and the baseline, measured interleaved in one run (worker/measure/loop.py)."""
+
+    candidate: tuple[Latency, ...]  # one a batch size, in the order asked
+    baseline: tuple[Latency, ...]
+    speedups: tuple[Figure, ...]  # baseline / candidate, one a batch size; over rounds
+    load: Figure  # ms to open the candidate's engine
+    peak_memory: Figure  # bytes, of a process that serves the candidate
+    rounds: str  # the store key of the raw rounds
+    machine: dict[str, object] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def speedup(self) -> Figure:
+        """At the first batch size asked for."""
+        return self.speedups[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Data):
+    """The metric of an artifact on one split; the drop is paired, row by row, in points."""
+
+    metric: str
+    split: str
+    n: int
+    value: float
+    outputs: str  # the store key of the artifact's outputs, for pairing
+    baseline: float | None = None  # of the reference outputs on the same rows
+    drop: Figure | None = None  # points, more is worse; None for the baseline itself
+    drop_error: float = 0.0  # standard error of the drop, points
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done(Data, Generic[A]):
+    value: A
+    seconds: float
+    log: str = ""  # a file of the run folder
+    cached: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed(Data):
+    job: str
+    kind: FailureKind
+    reason: str
+    hint: str = ""
+    log: str = ""
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.job}: {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome(Data):
+    strategy: Strategy
+    fidelity: Fidelity
+    seconds: float = 0.0
+    graph: Graph | None = None
+    engine: Engine | None = None
+    measurement: Measurement | None = None
+    score: Score | None = None
+    failed: Failed | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.failed is None and self.measurement is not None and self.score is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal(Data):
+    objective: Literal["latency", "throughput", "size"] = "latency"
+    max_drop: float = 1.0  # points
+    batches: tuple[int, ...] = (1, 16)  # the first is the one that latency means
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget(Data):
+    trials: int | None = None
+    seconds: float = 900.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front(Data):
+    """The best strategies, fastest first; `best` is the one that ships (None: none met the goal)."""
+
+    outcomes: tuple[Outcome, ...]
+    best: int | None = None
+    why: str = ""
