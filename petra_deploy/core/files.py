@@ -13,10 +13,10 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from petra_deploy.core.errors import BadInput
 
@@ -63,7 +63,7 @@ def decode(data: Any, kind: type[T], where: str) -> T:
     from pydantic import ValidationError
 
     try:
-        value: T = adapter(kind).validate_python(data)
+        value: T = adapter(cast(Hashable, kind)).validate_python(data)
         return value
     except ValidationError as error:
         problems = "; ".join(
