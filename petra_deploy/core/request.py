@@ -1,0 +1,105 @@
+"""What the user asked for: the contents of run.json, and the words it is written in.
+
+    Request(model=ModelSource(path="model.pt"), data=DataSource(path="data.npz"), budget=Budget(trials=12))
+
+`parse_duration` and `parse_batches` read what people type for `--time` and `--batch`.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from petra_deploy.core.data import Data
+from petra_deploy.core.errors import BadInput
+from petra_deploy.core.outcome import Budget, Goal
+from petra_deploy.core.workload import DataSource, LoadOptions, ModelSource
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_MAY_CHANGE = ("budget", "device")  # between a run and its --resume
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(Data):
+    """Paths in `model` and `data` are absolute, so that a run resumes from any folder."""
+
+    schema: Literal["petra-deploy/run/1"] = "petra-deploy/run/1"
+    model: ModelSource
+    data: DataSource = field(default_factory=DataSource)
+    load: LoadOptions = field(default_factory=LoadOptions)
+    target: str = "cpu"
+    goal: Goal = field(default_factory=Goal)
+    budget: Budget = field(default_factory=Budget)
+    sampler: str = "cma"
+    seed: int = 0
+    device: str = "auto"
+
+
+def differences(old: Request, new: Request) -> tuple[str, ...]:
+    """What of `new` contradicts `old`, one phrase each; a longer budget or another device does not.
+
+    Trials of one question cannot be told to another, so a run is resumed only where this is empty.
+    """
+    found: list[str] = []
+    for name in vars(old):
+        if name in _MAY_CHANGE:
+            continue
+        before, after = getattr(old, name), getattr(new, name)
+        if isinstance(before, Data):
+            pairs = [(f"{name}.{key}", value, vars(after)[key]) for key, value in vars(before).items()]
+        else:
+            pairs = [(name, before, after)]
+        found += [f"{label} was {a!r} and is now {b!r}" for label, a, b in pairs if a != b]
+    return tuple(found)
+
+
+def arguments(request: Request) -> dict[str, Any]:
+    """`request` as the keyword arguments of `petra_deploy.optimize`: what --resume starts from."""
+    return {
+        "model": request.model.path,
+        "model_factory": request.model.factory,
+        "trust": request.model.trust,
+        "data": request.data.path,
+        "train": request.data.train,
+        "selection": request.data.selection,
+        "test": request.data.test,
+        "inputs": request.load.inputs,
+        "metric": request.load.metric,
+        "target": request.target,
+        "max_drop": request.goal.max_drop,
+        "objective": request.goal.objective,
+        "batches": request.goal.batches,
+        "trials": request.budget.trials,
+        "time": request.budget.seconds,
+        "sampler": request.sampler,
+        "seed": request.seed,
+        "device": request.device,
+    }
+
+
+def parse_duration(text: str | float) -> float:
+    """Seconds in "90", "90s", "20m", "1h", "1h30m" (a bare number is seconds).
+
+    Raises BadInput for anything else, and for nothing or less.
+    """
+    if isinstance(text, int | float):
+        seconds = float(text)
+    else:
+        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smh]?)", text.strip().lower())
+        rebuilt = "".join(number + unit for number, unit in parts)
+        if not parts or rebuilt != re.sub(r"\s", "", text.lower()):
+            raise BadInput(f"{text!r} is not a time", "write 90s, 20m or 1h30m")
+        seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if not 0 < seconds < 1e8:
+        raise BadInput(f"a time of {text} makes no sense", "write 90s, 20m or 1h30m")
+    return seconds
+
+
+def parse_batches(text: str) -> tuple[int, ...]:
+    """(1, 16) of "1,16". The first is the batch size that latency means. Raises BadInput."""
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or any(not 1 <= size <= 65536 for size in sizes) or len(set(sizes)) != len(sizes):
+        raise BadInput(f"{text!r} is not a list of batch sizes", "write distinct whole numbers from 1, like 1,16")
+    return sizes
