@@ -1,0 +1,85 @@
+"""Which candidates are good enough, and which of them are finalists.
+
+A drop measured on a few hundred rows is noisy, and the best of many noisy candidates looks better
+than it is. So feasibility is judged by the drop plus a margin of its own standard error, and the
+finalists are taken at growing margins: the fastest that is probably within the limit, the fastest
+that is very probably, and the safest. The test split then decides, in that order.
+"""
+
+import math
+from collections.abc import Sequence
+
+from petra_deploy.core.outcome import Figure, Front, Goal, Outcome
+
+MARGINS = (1.0, 2.0, 3.0)  # standard errors
+
+
+def gain(outcome: Outcome, goal: Goal, baseline_bytes: int) -> float:
+    """How many times better than the baseline at the goal's objective; above 1 is better."""
+    if outcome.measurement is None or outcome.engine is None:
+        return 0.0
+    if goal.objective == "size":
+        return baseline_bytes / outcome.engine.bytes
+    figure = outcome.measurement.speedups[0 if goal.objective == "latency" else -1]
+    return figure.known()
+
+
+def upper_drop(outcome: Outcome, margin: float) -> float:
+    """The drop in points, plus `margin` of its standard errors; infinite where there is none."""
+    if outcome.score is None or outcome.score.drop is None:
+        return math.inf
+    return outcome.score.drop.known() + margin * outcome.score.drop_error
+
+
+def feasible(outcome: Outcome, goal: Goal, margin: float = MARGINS[0]) -> bool:
+    return outcome.ok and upper_drop(outcome, margin) <= goal.max_drop
+
+
+def value(outcome: Outcome, goal: Goal, baseline_bytes: int) -> float:
+    """What the sampler minimises: log of the share of the baseline's cost, plus the excess of the drop."""
+    excess = max(0.0, upper_drop(outcome, MARGINS[0]) - goal.max_drop) / max(goal.max_drop, 0.25)
+    return -math.log(max(gain(outcome, goal, baseline_bytes), 1e-6)) + 1.5 * min(excess, 10.0) ** 0.5 * (excess > 0)
+
+
+def best(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Outcome | None:
+    """The fastest that is probably within the limit and better than the baseline, or None."""
+    good = [o for o in outcomes if feasible(o, goal) and gain(o, goal, baseline_bytes) > 1.0]
+    return max(good, key=lambda o: gain(o, goal, baseline_bytes), default=None)
+
+
+def finalists(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> tuple[Outcome, ...]:
+    """At most three: the fastest at each margin, and the one most surely within the limit."""
+    better = [o for o in outcomes if o.ok and gain(o, goal, baseline_bytes) > 1.0]
+    chosen: list[Outcome] = []
+    for margin in MARGINS:
+        fit = [o for o in better if upper_drop(o, margin) <= goal.max_drop and o not in chosen]
+        if fit:
+            chosen.append(max(fit, key=lambda o: gain(o, goal, baseline_bytes)))
+    rest = [o for o in better if o not in chosen and upper_drop(o, 0.0) <= goal.max_drop]
+    if len(chosen) < 3 and rest:
+        chosen.append(min(rest, key=lambda o: upper_drop(o, 2.0)))
+    if not chosen and better:
+        chosen.append(min(better, key=lambda o: upper_drop(o, 0.0)))
+    return tuple(sorted(chosen[:3], key=lambda o: -gain(o, goal, baseline_bytes)))
+
+
+def pareto(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:
+    """The outcomes that no other beats in both gain and drop, fastest first."""
+    done = [o for o in outcomes if o.ok and o.score is not None and o.score.drop is not None]
+    front: list[Outcome] = []
+    least = math.inf
+    for outcome in sorted(done, key=lambda o: (-gain(o, goal, baseline_bytes), upper_drop(o, 0.0))):
+        if upper_drop(outcome, 0.0) < least:
+            least = upper_drop(outcome, 0.0)
+            front.append(outcome)
+    return Front(outcomes=tuple(front))
+
+
+def resolution(drop: Figure | None, error: float, rows: int) -> str:
+    """A sentence on what drop so many rows can tell apart."""
+    if drop is None or error <= 0:
+        return f"the selection split has {rows} rows"
+    return (
+        f"the selection split has {rows} rows: a drop is known to about ±{1.96 * error:.1f} points; "
+        "more rows would let the search go further"
+    )

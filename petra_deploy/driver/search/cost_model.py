@@ -1,0 +1,89 @@
+"""What a trial will cost in time, so that what cannot fit is not asked.
+
+Training time is rows x epochs x the measured time a row of the original takes x the share of the
+original's multiply-accumulates that the strategy leaves, corrected by what earlier trials took.
+Everything here is predicted and only steers the search; no figure of it is ever shown as measured.
+"""
+
+from dataclasses import dataclass, field
+
+from petra_deploy.core.outcome import Outcome
+from petra_deploy.core.plan import Plan
+from petra_deploy.core.strategy import Strategy
+
+_FLOOR = 0.04  # a small network still pays for Python and memory
+
+
+def remaining_share(strategy: Strategy, plan: Plan) -> float:
+    """The share of the original's multiply-accumulates left by a strategy's steps, 0 to 1.
+
+    A group at keep k costs about k squared: its inputs shrink with its outputs.
+    """
+    keep: dict[tuple[str, str], float] = {}
+    for step in strategy.steps:
+        for value in step.options.values():
+            if isinstance(value, dict):
+                keep |= {(g.kind, g.name): 1.0 - float(value[g.name]) for g in plan.layout.groups if g.name in value}
+            elif isinstance(value, list | tuple):
+                keep |= {(g.kind, g.name): 0.0 for g in plan.layout.groups if g.kind == "block" and g.name in value}
+    dropped = [name for (kind, name), share in keep.items() if kind == "block" and share == 0.0]
+    total = left = 0.0
+    for group in plan.layout.groups:
+        if group.kind == "block":
+            continue
+        work = float(group.macs or group.parameters)
+        total += work
+        inside = any(group.name.startswith(f"{block}.") for block in dropped)
+        left += 0.0 if inside else work * keep.get((group.kind, group.name), 1.0) ** 2
+    return max(left / total, _FLOOR) if total else 1.0
+
+
+@dataclass
+class CostModel:
+    """Seconds of a trial: training from the probe, the rest from the trials so far."""
+
+    plan: Plan
+    fixed: float  # of a trial beside its training: export, quantize, build, measure, score
+    _ratios: list[float] = field(default_factory=list)
+    _fixed: list[float] = field(default_factory=list)
+
+    def epoch_seconds(self, strategy: Strategy) -> float:
+        if self.plan.train_seconds_per_row is None:
+            return 0.0
+        full = self.plan.train_rows * self.plan.train_seconds_per_row
+        return full * remaining_share(strategy, self.plan) * self._correction()
+
+    def seconds(self, strategy: Strategy) -> float:
+        return self.fixed_seconds() + epochs_of(strategy) * self.epoch_seconds(strategy)
+
+    def fixed_seconds(self) -> float:
+        return max(self._fixed[-8:], default=self.fixed) if self._fixed else self.fixed
+
+    def learn(self, outcome: Outcome) -> None:
+        """Take in what a finished trial took."""
+        epochs = epochs_of(outcome.strategy)
+        if not outcome.ok:
+            return
+        trained = _trained_seconds(outcome)
+        self._fixed.append(outcome.seconds - trained)
+        expected = epochs * self.epoch_seconds(outcome.strategy) / self._correction()
+        if epochs and expected > 0 and trained > 0.5:
+            self._ratios.append(trained / expected)
+
+    def _correction(self) -> float:
+        recent = sorted(self._ratios[-5:])
+        return recent[len(recent) // 2] if recent else 1.0
+
+
+def epochs_of(strategy: Strategy) -> float:
+    return sum(float(str(step.options.get("epochs", 0))) for step in strategy.steps)
+
+
+def _trained_seconds(outcome: Outcome) -> float:
+    """What training took within an outcome, from the transform's own facts; 0 where it was cached."""
+    facts = outcome.graph.facts if outcome.graph else {}
+    seconds = facts.get("seconds")
+    if not isinstance(seconds, dict):
+        return 0.0
+    trained = float(seconds.get("recover", 0.0))
+    return trained if trained <= outcome.seconds else 0.0

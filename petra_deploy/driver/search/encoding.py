@@ -1,0 +1,210 @@
+"""Genome and strategy: a handful of coefficients in [0, 1], decoded over a sensitivity ranking.
+
+    encoding = Encoding(plan, cost, seed)
+    strategy = encoding.decode({"prune.ratios": 0.8, "prune.ratios.steer": 0.5, "quantize": 0.3, ...}, allowance=30)
+
+A knob that every group has (a pruning ratio) costs two genes whatever the number of groups: its
+level, and how strongly sensitivity steers it from group to group. A subset knob (blocks to drop)
+costs one: the share taken, least sensitive first. The search over few coefficients finds in 30
+trials what one gene a group does not find in 120 (docs/decisions/0002-few-coefficients.md).
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from petra_deploy.core.extension import Space
+from petra_deploy.core.plan import Group, Knob, Offer, Phase, Plan
+from petra_deploy.core.strategy import Step, Strategy
+from petra_deploy.driver.search.cost_model import CostModel
+
+Genome = Mapping[str, float]
+_LEAST = 0.04  # a strength below this does nothing: its step is left out
+_STEER = 0.8  # how far sensitivity may move a group from the common level
+_SPREAD = 4.0  # training time runs from 1/_SPREAD to _SPREAD/2 of a trial's fair share
+
+
+@dataclass(frozen=True)
+class Encoding:
+    plan: Plan
+    cost: CostModel
+    seed: int
+
+    @property
+    def space(self) -> Space:
+        return Space(names=tuple(self._genes()))
+
+    def _genes(self) -> Iterator[str]:
+        for offer in self.plan.offers:
+            for name, knob in offer.knobs.items():
+                yield f"{offer.technique}.{name}"
+                if knob.per and knob.kind == "real":
+                    yield f"{offer.technique}.{name}.steer"
+            if _optional(offer):
+                yield f"{offer.technique}.use"
+        if self._quantizers():
+            yield "quantize"
+        for name in self.plan.runtime:
+            yield f"runtime.{name}"
+
+    def _quantizers(self) -> tuple[Offer, ...]:
+        return tuple(offer for offer in self.plan.offers if offer.phase is Phase.QUANTIZE)
+
+    def decode(self, genome: Genome, *, allowance: float) -> Strategy:
+        """The strategy a genome stands for; `allowance` is a trial's fair share of training, seconds.
+
+        The same genome, allowance and cost model give the same strategy.
+        """
+        quantizer = self._quantizer(genome.get("quantize", 0.0))
+        steps = []
+        shrunk = False
+        for offer in sorted(self.plan.offers, key=lambda o: (o.acts_on != "module", o.phase, o.technique)):
+            if offer.phase is Phase.QUANTIZE and offer.technique != quantizer:
+                continue
+            if offer.phase is Phase.RECOVER and not shrunk:
+                continue
+            if _optional(offer) and genome.get(f"{offer.technique}.use", 0.0) < 0.5:
+                continue
+            options = self._options(offer, genome)
+            if options is None:
+                continue
+            shrunk = shrunk or offer.phase is Phase.SHRINK
+            steps.append(Step(technique=offer.technique, options=options))
+        runtime: dict[str, object] = {
+            name: _value(knob, genome.get(f"runtime.{name}", 0.0)) for name, knob in self.plan.runtime.items()
+        }
+        strategy = Strategy(steps=tuple(steps), runtime=runtime, seed=self.seed)
+        return self._with_epochs(strategy, genome, allowance)
+
+    def _quantizer(self, gene: float) -> str | None:
+        names = [None, *(offer.technique for offer in self._quantizers())]
+        return names[min(int(gene * len(names)), len(names) - 1)]
+
+    def quantizer_gene(self, technique: str | None) -> float:
+        """The middle of the range of "quantize" that means this technique."""
+        names = [None, *(offer.technique for offer in self._quantizers())]
+        return (names.index(technique) + 0.5) / len(names)
+
+    def _options(self, offer: Offer, genome: Genome) -> dict[str, object] | None:
+        """The technique's options, or None where its strength says that it does nothing."""
+        options: dict[str, object] = dict(offer.fixed)
+        for name, knob in offer.knobs.items():
+            gene = genome.get(f"{offer.technique}.{name}", 0.0)
+            groups = self.plan.layout.of_kind(knob.per) if knob.per else ()
+            if knob.kind == "subset":
+                taken = _least_sensitive(groups, gene * knob.high)
+                if not taken:
+                    return None
+                options[name] = taken
+            elif knob.per:
+                level = _value(knob, gene)
+                if knob.strength and float(str(level)) < _LEAST:
+                    return None
+                steer = genome.get(f"{offer.technique}.{name}.steer", 0.5)
+                options[name] = _steered(groups, float(str(level)), steer, knob)
+            else:
+                options[name] = _value(knob, gene)
+        return options
+
+    def _with_epochs(self, strategy: Strategy, genome: Genome, allowance: float) -> Strategy:
+        """Turn the epochs gene into as many epochs as its share of the trial's time buys."""
+        steps = []
+        for step in strategy.steps:
+            offer = self.plan.offer(step.technique)
+            knob = offer.knobs.get("epochs") if offer else None
+            if knob is not None:
+                gene = genome.get(f"{step.technique}.epochs", 0.5)
+                seconds = allowance * (_SPREAD ** (2 * gene - 1)) / (1 if gene < 0.5 else 1 + (gene - 0.5) * 2)
+                epoch = max(self.cost.epoch_seconds(strategy), 1e-6)
+                epochs = min(max(seconds / epoch, 0.1), knob.high)
+                rounded = round(epochs) if epochs >= 2 else round(epochs, 1)
+                step = replace(step, options={**step.options, "epochs": rounded})
+            steps.append(step)
+        return replace(strategy, steps=tuple(steps))
+
+    def presets(self) -> list[dict[str, float]]:
+        """Known-good genomes: quantization alone first, then the ladder from mild to strong."""
+        quantizers = self._quantizers()
+        first = self.quantizer_gene(quantizers[0].technique if quantizers else None) if quantizers else 0.0
+        rungs = max((len(k.ladder) for o in self.plan.offers for k in o.knobs.values() if k.strength), default=0)
+        genomes = [self._rung(0.0, first, off=True)]
+        genomes += [self._rung(i / max(rungs - 1, 1), first) for i in range(rungs)]
+        return genomes
+
+    def _rung(self, height: float, quantize: float, *, off: bool = False) -> dict[str, float]:
+        """Every knob at `height` (0 mild to 1 strong) of its ladder; `off`: nothing is shrunk."""
+        genome: dict[str, float] = {}
+        recoverers = [o for o in self.plan.offers if o.phase is Phase.RECOVER]
+        for offer in self.plan.offers:
+            for name, knob in offer.knobs.items():
+                gene = f"{offer.technique}.{name}"
+                if off and knob.strength:
+                    genome[gene] = 0.0
+                elif name == "epochs":
+                    genome[gene] = 0.5
+                elif knob.ladder:
+                    genome[gene] = _gene(knob, knob.ladder[round(height * (len(knob.ladder) - 1))])
+                else:
+                    genome[gene] = 0.0
+                if knob.per and knob.kind == "real":
+                    genome[f"{gene}.steer"] = 0.4
+            if _optional(offer):
+                genome[f"{offer.technique}.use"] = 1.0 if recoverers == [offer] else 0.0
+        if self._quantizers():
+            genome["quantize"] = quantize
+        genome |= {f"runtime.{name}": 0.0 for name in self.plan.runtime}
+        return genome
+
+    def neighbours(self, genome: Genome) -> list[dict[str, float]]:
+        """The same shape and training with another precision: cheap, since the module is in the store."""
+        current = self._quantizer(genome.get("quantize", 0.0))
+        others = [None, *(offer.technique for offer in self._quantizers())]
+        return [{**genome, "quantize": self.quantizer_gene(name)} for name in others if name != current]
+
+
+def _optional(offer: Offer) -> bool:
+    """Techniques without a strength of their own get an on-off gene, except quantizers."""
+    strength = any(knob.strength for knob in offer.knobs.values()) or "epochs" in offer.knobs
+    return offer.phase in (Phase.RECOVER, Phase.FINISH) and not strength
+
+
+def _value(knob: Knob, gene: float) -> float | int | str:
+    gene = min(max(gene, 0.0), 1.0)
+    if knob.kind == "choice":
+        return knob.choices[min(int(gene * len(knob.choices)), len(knob.choices) - 1)]
+    if knob.log:
+        value = math.exp(math.log(knob.low) + gene * (math.log(knob.high) - math.log(knob.low)))
+    else:
+        value = knob.low + gene * (knob.high - knob.low)
+    return round(value) if knob.kind == "integer" else float(f"{value:.4g}")
+
+
+def _gene(knob: Knob, value: float) -> float:
+    """The gene that decodes to `value`."""
+    if knob.kind == "subset":
+        return value / knob.high
+    if knob.log:
+        return (math.log(value) - math.log(knob.low)) / (math.log(knob.high) - math.log(knob.low))
+    return (value - knob.low) / (knob.high - knob.low)
+
+
+def _ranks(groups: Sequence[Group]) -> dict[str, float]:
+    """-1 for the least sensitive to +1 for the most; 0 for all where nothing is known."""
+    order = sorted(groups, key=lambda g: (g.sensitivity if g.sensitivity is not None else 0.0, g.name))
+    if len(order) < 2 or all(g.sensitivity is None for g in groups):
+        return {g.name: 0.0 for g in groups}
+    return {g.name: 2 * i / (len(order) - 1) - 1 for i, g in enumerate(order)}
+
+
+def _least_sensitive(groups: Sequence[Group], share: float) -> list[str]:
+    order = sorted(groups, key=lambda g: (g.sensitivity if g.sensitivity is not None else 0.0, g.name))
+    return sorted(g.name for g in order[: round(share * len(order))])
+
+
+def _steered(groups: Sequence[Group], ratio: float, steer: float, knob: Knob) -> dict[str, float]:
+    """A ratio a group: more is kept of sensitive groups, less of the others."""
+    ranks = _ranks(groups)
+    keep = 1.0 - ratio
+    return {
+        g.name: round(min(max(1.0 - keep ** (1.0 - _STEER * steer * ranks[g.name]), 0.0), knob.high), 4) for g in groups
+    }
