@@ -134,7 +134,8 @@ class Outcome(Data):
     graph: Graph | None = None
     engine: Engine | None = None
     measurement: Measurement | None = None
-    score: Score | None = None
+    score: Score | None = None  # on the selection split
+    test: Score | None = None  # on the test split: finalists only, once
     failed: Failed | None = None
 
     @property
@@ -159,6 +160,10 @@ class Budget(Data):
 class Front(Data):
     """The best strategies, fastest first; `best` is the one that ships (None: none met the goal)."""
 
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[Outcome, ...] = ()
     best: int | None = None
     why: str = ""
+
+    @property
+    def chosen(self) -> Outcome | None:
+        return None if self.best is None else self.outcomes[self.best]

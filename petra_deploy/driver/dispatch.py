@@ -59,7 +59,7 @@ class Dispatch:
             data = files.parse_json(path)
             if "reason" in data:
                 return files.decode(data, Failed, str(path))
-            value = files.decode(data["value"], job.answer, str(path))
+            value: Any = files.decode(data["value"], job.answer, str(path))
         except (PetraError, KeyError, TypeError):
             return None  # torn or foreign: made again, and overwritten
         if any(entry not in self.store for entry in _entries(value)):

@@ -31,6 +31,7 @@ from petra_deploy.core.outcome import Done, Failed, FailureKind
 _LOG_CAP = 4 << 20  # bytes of output kept a job
 _JOBS_A_CHILD = 40
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+_WORKER = "petra_deploy.worker.main"
 _ROOT = Path(__file__).resolve().parents[3]  # what holds the package: children import the same one
 
 
@@ -103,10 +104,14 @@ class _Child:
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "petra_deploy.worker.main", str(job_read), str(answer_write), str(os.getpid())],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                pass_fds=(job_read, answer_write), env=environment, start_new_session=True,
-            )  # fmt: skip
+                [sys.executable, "-P", "-m", _WORKER, str(job_read), str(answer_write), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(job_read, answer_write),
+                env=environment,
+                start_new_session=True,
+            )
         finally:
             os.close(job_read)
             os.close(answer_write)
@@ -148,7 +153,7 @@ class _Child:
         if "reason" in message:
             lost = files.decode(message, Failed, f"the answer of {job.kind}")
             return Failed(**{**lost.__dict__, "log": str(log)})
-        value = files.decode(message["value"], job.answer, f"the answer of {job.kind}")
+        value: Any = files.decode(message["value"], job.answer, f"the answer of {job.kind}")
         return Done(value=value, seconds=message["seconds"], log=str(log))
 
     def kill(self) -> None:

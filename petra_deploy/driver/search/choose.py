@@ -19,7 +19,7 @@ def gain(outcome: Outcome, goal: Goal, baseline_bytes: int) -> float:
     if outcome.measurement is None or outcome.engine is None:
         return 0.0
     if goal.objective == "size":
-        return baseline_bytes / outcome.engine.bytes
+        return float(baseline_bytes) / outcome.engine.bytes
     figure = outcome.measurement.speedups[0 if goal.objective == "latency" else -1]
     return figure.known()
 

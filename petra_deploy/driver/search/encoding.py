@@ -50,10 +50,11 @@ class Encoding:
     def _quantizers(self) -> tuple[Offer, ...]:
         return tuple(offer for offer in self.plan.offers if offer.phase is Phase.QUANTIZE)
 
-    def decode(self, genome: Genome, *, allowance: float) -> Strategy:
+    def decode(self, genome: Genome, *, allowance: float, epochs: float | None = None) -> Strategy:
         """The strategy a genome stands for; `allowance` is a trial's fair share of training, seconds.
 
-        The same genome, allowance and cost model give the same strategy.
+        `epochs`, where given, stands for what the allowance would buy. The same genome, allowance
+        and cost model give the same strategy.
         """
         quantizer = self._quantizer(genome.get("quantize", 0.0))
         steps = []
@@ -74,7 +75,7 @@ class Encoding:
             name: _value(knob, genome.get(f"runtime.{name}", 0.0)) for name, knob in self.plan.runtime.items()
         }
         strategy = Strategy(steps=tuple(steps), runtime=runtime, seed=self.seed)
-        return self._with_epochs(strategy, genome, allowance)
+        return self._with_epochs(strategy, genome, allowance, epochs)
 
     def _quantizer(self, gene: float) -> str | None:
         names = [None, *(offer.technique for offer in self._quantizers())]
@@ -106,7 +107,7 @@ class Encoding:
                 options[name] = _value(knob, gene)
         return options
 
-    def _with_epochs(self, strategy: Strategy, genome: Genome, allowance: float) -> Strategy:
+    def _with_epochs(self, strategy: Strategy, genome: Genome, allowance: float, given: float | None) -> Strategy:
         """Turn the epochs gene into as many epochs as its share of the trial's time buys."""
         steps = []
         for step in strategy.steps:
@@ -117,7 +118,7 @@ class Encoding:
                 seconds = allowance * (_SPREAD ** (2 * gene - 1)) / (1 if gene < 0.5 else 1 + (gene - 0.5) * 2)
                 epoch = max(self.cost.epoch_seconds(strategy), 1e-6)
                 epochs = min(max(seconds / epoch, 0.1), knob.high)
-                rounded = round(epochs) if epochs >= 2 else round(epochs, 1)
+                rounded = given or (round(epochs) if epochs >= 2 else round(epochs, 1))
                 step = replace(step, options={**step.options, "epochs": rounded})
             steps.append(step)
         return replace(strategy, steps=tuple(steps))
@@ -160,6 +161,20 @@ class Encoding:
         current = self._quantizer(genome.get("quantize", 0.0))
         others = [None, *(offer.technique for offer in self._quantizers())]
         return [{**genome, "quantize": self.quantizer_gene(name)} for name in others if name != current]
+
+    def longer(self, genome: Genome) -> list[dict[str, float]]:
+        """The same shape, trained longer; nothing where it already has the longest training."""
+        genes = [f"{o.technique}.epochs" for o in self.plan.offers if "epochs" in o.knobs]
+        if not genes or all(genome.get(gene, 0.5) > 0.95 for gene in genes):
+            return []
+        return [{**genome, **{gene: min(genome.get(gene, 0.5) + 0.4, 1.0) for gene in genes}}]
+
+    def wanted_seconds(self) -> float:
+        """Training time that a trial would do well with: thirty epochs of a network shrunk to a quarter."""
+        if not any("epochs" in offer.knobs for offer in self.plan.offers):
+            return 0.0
+        per_epoch = self.plan.train_rows * (self.plan.train_seconds_per_row or 0.0) * 0.25
+        return min(max(30 * per_epoch, 8.0), 90.0)
 
 
 def _optional(offer: Offer) -> bool:

@@ -1,0 +1,92 @@
+"""The finalists, measured again side by side, then judged on the test split, opened this once.
+
+The order in which they will be judged is fixed by the measurement, before the test split is
+opened; the first whose drop there is within the limit ships.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from petra_deploy.core.errors import OutOfDisk
+from petra_deploy.core.job import Limits, Measure
+from petra_deploy.core.outcome import Failed, Front, Goal, Outcome
+from petra_deploy.core.strategy import Fidelity
+from petra_deploy.core.workload import SealedSplit
+from petra_deploy.driver.evaluate import Case, score_job
+from petra_deploy.driver.search import choose
+from petra_deploy.driver.session import Session
+
+ROUNDS = 9
+
+
+def confirm(
+    finalists: Sequence[Outcome], goal: Goal, case: Case, sealed: SealedSplit, session: Session, *, rounds: int = ROUNDS
+) -> Front:
+    """The finalists with their final figures, in order; `best` is the one that ships, if any."""
+    if case.baseline is None:
+        raise ValueError("finalists are confirmed against a baseline")
+    limits = Limits(seconds=max(session.left(), 0.15 * session.seconds, 60.0))
+    measured = [_measured(outcome, case, rounds, limits, session) for outcome in finalists]
+    order = sorted(measured, key=lambda o: -choose.gain(o, goal, case.baseline.bytes if case.baseline else 1))
+    reference = session.run(score_job(case.baseline, case, sealed.split, "test", None, limits))
+    if isinstance(reference, Failed):
+        return Front(
+            outcomes=tuple(order), why=f"the baseline could not be scored on the test split: {reference.reason}"
+        )
+    judged = []
+    for outcome in order:
+        if outcome.engine is None or not outcome.ok:
+            judged.append(outcome)
+            continue
+        score = session.run(score_job(outcome.engine, case, sealed.split, "test", reference.value.outputs, limits))
+        judged.append(
+            replace(outcome, failed=score) if isinstance(score, Failed) else replace(outcome, test=score.value)
+        )
+    return _chosen(judged, goal, case.baseline.bytes)
+
+
+def _measured(outcome: Outcome, case: Case, rounds: int, limits: Limits, session: Session) -> Outcome:
+    if outcome.engine is None or case.baseline is None:
+        return outcome
+    done = session.run(
+        Measure(
+            engine=outcome.engine,
+            baseline=case.baseline,
+            target=case.target,
+            split=case.workload.selection,
+            batches=case.batches,
+            rounds=rounds,
+            seed=case.seed + 1,
+            limits=limits,
+        )
+    )
+    if isinstance(done, Failed):
+        if done.kind == "disk":
+            raise OutOfDisk(done.reason, "free some space and run again with --resume")
+        return replace(outcome, failed=done)
+    return replace(outcome, measurement=done.value, fidelity=Fidelity(rounds=rounds))
+
+
+def _chosen(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:
+    """The first in the order that holds on the test split and is better than the baseline."""
+    for index, outcome in enumerate(judged):
+        if not outcome.ok or outcome.test is None or outcome.test.drop is None:
+            continue
+        if outcome.test.drop.known() <= goal.max_drop and choose.gain(outcome, goal, baseline_bytes) > 1.0:
+            return Front(outcomes=tuple(judged), best=index)
+    return Front(outcomes=tuple(judged), why=_why(judged, goal, baseline_bytes))
+
+
+def _why(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> str:
+    tested = [o for o in judged if o.test is not None and o.test.drop is not None]
+    if not tested:
+        return "no candidate was better than the baseline"
+    nearest = min(tested, key=lambda o: o.test.drop.known() if o.test and o.test.drop else 0.0)
+    drop = nearest.test.drop.known() if nearest.test and nearest.test.drop else 0.0
+    times = choose.gain(nearest, goal, baseline_bytes)
+    if drop > goal.max_drop:
+        return (
+            f"the nearest candidate ({nearest.strategy.describe()}) is {times:.2f}x, but drops {drop:.2f} points "
+            f"on the test split, where {goal.max_drop:g} are allowed"
+        )
+    return f"no candidate was better than the baseline: the nearest reached {times:.2f}x"

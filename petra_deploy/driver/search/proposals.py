@@ -1,0 +1,42 @@
+"""What is worth asking next, beside the sampler's own points, in view of one outcome.
+
+A shape that was just trained is in the store, so trying it in another precision costs seconds; and
+a candidate that is faster than the best but a little too lossy often only wants longer training.
+"""
+
+from dataclasses import dataclass
+
+from petra_deploy.core.outcome import Goal, Outcome
+from petra_deploy.driver.search import choose
+from petra_deploy.driver.search.cost_model import epochs_of
+from petra_deploy.driver.search.encoding import Encoding
+
+_CLOSE = 2.5  # points above the limit
+
+
+@dataclass(frozen=True)
+class Proposal:
+    genome: dict[str, float]
+    epochs: float | None = None  # the very number of epochs, so that the trained module is found again
+
+
+def after(
+    outcome: Outcome,
+    genome: dict[str, float],
+    best_before: Outcome | None,
+    goal: Goal,
+    baseline_bytes: int,
+    encoding: Encoding,
+) -> list[Proposal]:
+    """What to enqueue; nothing where the outcome teaches nothing of the kind."""
+    if not outcome.ok:
+        return []
+    record = choose.gain(best_before, goal, baseline_bytes) if best_before else 1.0
+    if choose.gain(outcome, goal, baseline_bytes) <= record * 0.7:
+        return []
+    if choose.feasible(outcome, goal):
+        epochs = epochs_of(outcome.strategy) or None
+        return [Proposal(other, epochs) for other in encoding.neighbours(genome)]
+    if choose.upper_drop(outcome, 0.0) <= goal.max_drop + _CLOSE:
+        return [Proposal(longer) for longer in encoding.longer(genome)]
+    return []

@@ -1,0 +1,158 @@
+"""The loop: ask, evaluate, tell, until the trials, the time or the point of going on are used up.
+
+The study (Optuna, SQLite in the run folder) is the truth of a run: each finished trial holds its
+strategy and outcome as attributes, so `--resume` reads them back and repeats nothing. This process
+is its only writer. A trial found RUNNING at the start was cut off: it is told as failed and asked
+once more.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import optuna
+from optuna.trial import TrialState
+
+from petra_deploy.core import files, registry
+from petra_deploy.core.errors import NotMet, OutOfDisk
+from petra_deploy.core.event import Event, OnEvent
+from petra_deploy.core.outcome import Goal, Outcome
+from petra_deploy.core.strategy import Strategy
+from petra_deploy.driver.search import choose, proposals, stopping
+from petra_deploy.driver.search.encoding import Encoding
+
+Evaluate = Callable[[Strategy, float], Outcome]  # (strategy, seconds it may take)
+_DUPLICATES = 25  # asks in a row that decode to known strategies before the space counts as used up
+
+
+@dataclass
+class Search:
+    """One study. `run()` returns all outcomes, in the order of their trials."""
+
+    encoding: Encoding
+    goal: Goal
+    baseline: Outcome
+    trials: int | None
+    deadline: float  # monotonic seconds by which the last trial must have ended
+    evaluate: Evaluate
+    storage: str
+    sampler: str
+    seed: int
+    on_outcome: Callable[[int, Outcome], None]  # trial number, outcome: recorded, best bundle kept
+    on_event: OnEvent
+    outcomes: list[Outcome] = field(default_factory=list)
+    _known: dict[bytes, float] = field(default_factory=dict)  # decoded strategy -> value told
+
+    def run(self) -> tuple[Outcome, ...]:
+        presets = self.encoding.presets()
+        study = self._open(presets)
+        duplicates = 0
+        while not self._finished() and duplicates < _DUPLICATES:
+            trial = study.ask()
+            genome = {name: trial.suggest_float(name, 0.0, 1.0) for name in sorted(self.encoding.space.names)}
+            strategy = self.encoding.decode(genome, allowance=self._allowance(), epochs=trial.user_attrs.get("epochs"))
+            identity = files.canonical(strategy)
+            if identity in self._known:
+                duplicates += 1
+                trial.set_user_attr("same_as_before", True)
+                study.tell(trial, self._known[identity])
+                continue
+            if not self._fits(strategy):
+                duplicates += 1
+                trial.set_user_attr("reason", "not asked: its training would not fit into the time left")
+                study.tell(trial, state=TrialState.FAIL)
+                continue
+            duplicates = 0
+            trial.set_user_attr("strategy", files.plain(strategy))
+            self._announce(strategy)
+            outcome = self.evaluate(strategy, self._left())
+            if outcome.failed and outcome.failed.kind == "disk":
+                raise OutOfDisk(outcome.failed.reason, "free some space and run again with --resume")
+            self._tell(study, trial, genome, outcome)
+        return tuple(self.outcomes)
+
+    def _open(self, presets: list[dict[str, float]]) -> optuna.Study:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        sampler = registry.find("sampler", self.sampler).create(self.encoding.space, presets, self.seed)
+        study = optuna.create_study(
+            storage=self.storage, study_name="petra", sampler=sampler, load_if_exists=True, direction="minimize"
+        )
+        earlier = study.get_trials(deepcopy=False)
+        for trial in earlier:
+            if trial.state == TrialState.RUNNING:
+                study.tell(trial.number, state=TrialState.FAIL)
+                if trial.params:
+                    study.enqueue_trial(trial.params, user_attrs={"epochs": trial.user_attrs.get("epochs")})
+            elif "outcome" in trial.user_attrs:
+                outcome = files.decode(json.loads(trial.user_attrs["outcome"]), Outcome, f"trial {trial.number}")
+                self._remember(outcome, trial.value)
+        if not earlier:
+            for preset in presets:
+                study.enqueue_trial(preset)
+        return study
+
+    def _tell(self, study: optuna.Study, trial: optuna.Trial, genome: dict[str, float], outcome: Outcome) -> None:
+        """Make the result durable, then learn from it."""
+        before = self._best()
+        trial.set_user_attr("outcome", files.dumps(outcome, indent=None))
+        if outcome.ok:
+            told = choose.value(outcome, self.goal, self._bytes)
+            trial.set_constraint("drop", choose.upper_drop(outcome, choose.MARGINS[0]) - self.goal.max_drop)
+            study.tell(trial, told)
+        else:
+            told = None
+            study.tell(trial, state=TrialState.FAIL)
+        self._remember(outcome, told)
+        self.on_outcome(trial.number, outcome)
+        if (reason := stopping.hopeless(self.outcomes)) is not None:
+            raise NotMet(f"the search ended early: {reason}", "the logs of the trials are in the run folder")
+        waiting = sum(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False))
+        for proposal in proposals.after(outcome, genome, before, self.goal, self._bytes, self.encoding):
+            if self.trials is None or len(self.outcomes) + waiting < self.trials:
+                study.enqueue_trial(proposal.genome, user_attrs={"epochs": proposal.epochs})
+                waiting += 1
+
+    def _remember(self, outcome: Outcome, told: float | None) -> None:
+        self.outcomes.append(outcome)
+        self.encoding.cost.learn(outcome)
+        worst = max((v for v in self._known.values()), default=0.0) + 1.0
+        self._known[files.canonical(outcome.strategy)] = worst if told is None else told
+
+    @property
+    def _bytes(self) -> int:
+        return self.baseline.engine.bytes if self.baseline.engine else 1
+
+    def _best(self) -> Outcome | None:
+        return choose.best(self.outcomes, self.goal, self._bytes)
+
+    def _left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def _finished(self) -> bool:
+        enough = self.trials is not None and len(self.outcomes) >= self.trials
+        return enough or self._left() < 1.1 * self.encoding.cost.fixed_seconds()
+
+    def _allowance(self) -> float:
+        """A trial's fair share of the training time that is left, seconds."""
+        fixed = self.encoding.cost.fixed_seconds()
+        left = max(self._left(), 0.0)
+        expected = left / (fixed + self.encoding.wanted_seconds())
+        trials = min(max(expected, 5.0), 60.0)
+        if self.trials is not None:
+            trials = max(self.trials - len(self.outcomes), 1)
+        return max(min((left - trials * fixed) / trials, 0.6 * (left - fixed)), 0.0)
+
+    def _fits(self, strategy: Strategy) -> bool:
+        return self.encoding.cost.seconds(strategy) <= max(self._left(), 0.0)
+
+    def _announce(self, strategy: Strategy) -> None:
+        best = self._best()
+        number = len(self.outcomes) + 1
+        with contextlib.suppress(ValueError):
+            speedup = choose.gain(best, self.goal, self._bytes) if best else None
+            self.on_event(
+                Event(kind="trial", text=strategy.describe(), trial=number, of=self.trials,
+                      seconds_left=max(self._left(), 0.0), best_speedup=speedup)
+            )  # fmt: skip

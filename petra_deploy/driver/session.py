@@ -1,0 +1,88 @@
+"""One run's means: its folder, the store, the door to the workers, the clock, and who listens.
+
+with open_session(request, folder, on_event) as session:
+    loaded = session.must(Load(...))
+"""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from petra_deploy.core import registry
+from petra_deploy.core.errors import from_failure
+from petra_deploy.core.event import Event, OnEvent
+from petra_deploy.core.job import Job, Limits, Run
+from petra_deploy.core.outcome import Failed
+from petra_deploy.core.request import Request
+from petra_deploy.core.store import Store, default_root
+from petra_deploy.driver.dispatch import Dispatch
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    store: Store
+    run: Run
+    on_event: OnEvent
+    started: float  # monotonic
+    seconds: float  # the whole time budget
+
+    def must(self, job: Job[A]) -> A:
+        """The answer of a job that everything needs; its failure ends the program."""
+        done = self.run(job)
+        if isinstance(done, Failed):
+            raise from_failure(done)
+        return done.value
+
+    def left(self) -> float:
+        return self.started + self.seconds - time.monotonic()
+
+    def limits(self) -> Limits:
+        """A job outside the search may take what is left and a little more, and half a minute at least."""
+        return Limits(seconds=max(self.left() + 0.15 * self.seconds, 60.0))
+
+    def say(self, text: str, kind: str = "stage") -> None:
+        self.on_event(Event(kind=kind, text=text))  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def open_session(request: Request, logs: Path, on_event: OnEvent, *, executor: str = "local") -> Iterator[Session]:
+    """Start the executor; it and all its processes are gone when the block is left, however that is."""
+    started = time.monotonic()
+    store = Store(default_root())
+    store.clean()
+    module = registry.find("executor", executor)
+    opened = module.open(module.Options(store=store.root, logs=logs, read=readable(request)))
+    try:
+        yield Session(
+            store=store,
+            run=Dispatch(store, opened),
+            on_event=on_event,
+            started=started,
+            seconds=request.budget.seconds,
+        )
+    finally:
+        opened.close()
+
+
+def readable(request: Request) -> tuple[Path, ...]:
+    """What workers may read: the folders of the inputs; everything where the user named a script of theirs.
+
+    Writing stays confined to the cache either way.
+    """
+    model, data = request.model, request.data
+    scripts = [part for part in (data.path, data.train, data.selection, data.test) if part and part.endswith(".py")]
+    if scripts or data.cloudpickled or model.cloudpickled or model.factory or model.trust:
+        return (Path("/"),)
+    paths = [p for p in (model.path, data.path, data.train, data.selection, data.test) if p]
+    if request.load.metric and ".py:" in request.load.metric:
+        paths.append(request.load.metric.split(":")[0])
+    found = []
+    for path in map(Path, paths):
+        found.append(path if path.is_dir() else Path(os.path.realpath(path)).parent)
+    return tuple(dict.fromkeys(p for p in found if p.exists()))
