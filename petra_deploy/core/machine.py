@@ -1,0 +1,200 @@
+"""This machine: what it is, what it can do, and whether it is the target that a run names.
+
+    target = resolve("cpu")             # a TOML of targets/, or "./my.toml"
+    if reason := absence(target): ...   # "there is no CUDA device here"
+    fingerprint()                       # what every measurement is filed with
+
+Standard library only, so the driver may ask at once.
+"""
+
+import ctypes
+import difflib
+import functools
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib import metadata, resources
+from pathlib import Path
+
+from petra_deploy.core import files
+from petra_deploy.core.errors import BadInput
+from petra_deploy.core.target import Target
+
+PACKAGES = ("petra-deploy", "onnxruntime", "onnx", "torch", "neural-compressor", "torchao", "torch-pruning", "numpy")
+_FLAGS = {  # what a target calls an instruction set -> the kernel's names for it
+    "avx2": ("avx2",),
+    "avx512": ("avx512f",),
+    "vnni": ("avx512_vnni", "avx_vnni"),
+    "amx": ("amx_int8", "amx_bf16"),
+    "neon": ("asimd", "neon"),
+    "dotprod": ("asimddp",),
+}
+_MAC_FEATURES = {"neon": "hw.optional.neon", "dotprod": "hw.optional.arm.FEAT_DotProd", "avx2": "hw.optional.avx2_0"}
+
+
+def resolve(name_or_path: str) -> Target:
+    """The target of this name, or of this TOML file. `detect = true` is filled in from here.
+
+    Raises BadInput with the nearest names for an unknown one, and for a file that is not valid.
+    """
+    if name_or_path.endswith(".toml") or os.sep in name_or_path:
+        path = Path(name_or_path).expanduser()
+    else:
+        known = targets()
+        if name_or_path not in known:
+            near = difflib.get_close_matches(name_or_path, known, n=1)
+            meant = f"did you mean {near[0]!r}? " if near else ""
+            raise BadInput(
+                f"there is no target called {name_or_path!r}", f"{meant}known: {', '.join(known)}; or ./FILE.toml"
+            )
+        path = known[name_or_path]
+    target = files.read_toml(path, Target)
+    if not target.detect:
+        return target
+    memory = target.memory_gb or round(memory_bytes() / 2**30, 1)
+    return replace(target, instructions=instructions(), memory_gb=memory)
+
+
+def targets() -> dict[str, Path]:
+    """name -> TOML file: those shipped, and those of packages (entry points `petra_deploy.target`)."""
+    found = {path.stem: path for path in sorted(files.shipped("targets").glob("*.toml"))}
+    for point in metadata.entry_points(group="petra_deploy.target"):
+        folder = Path(str(resources.files(point.value)))
+        for path in sorted(folder.glob("*.toml")):
+            if path.stem in found and found[path.stem] != path:
+                raise BadInput(f"two targets are called {path.stem!r}: {found[path.stem]} and {path}")
+            found[path.stem] = path
+    return found
+
+
+def present(target: Target) -> bool:
+    """Whether this machine is the target, as far as can be seen from here."""
+    return not absence(target)
+
+
+def absence(target: Target) -> str:
+    """Why this machine is not the target; empty where it is."""
+    if target.device == "cuda":
+        devices = cuda_devices()
+        if not devices:
+            return f"the target {target.name} needs a CUDA device, and there is none here"
+        if target.compute_capability and target.compute_capability not in devices:
+            return (
+                f"the target {target.name} has compute capability {target.compute_capability}, "
+                f"and the devices here have {', '.join(devices)}"
+            )
+        return ""
+    missing = [name for name in target.instructions if name not in instructions()]
+    return f"the target {target.name} needs {', '.join(missing)}, which this processor lacks" if missing else ""
+
+
+def fingerprint() -> dict[str, object]:
+    """What decides a measurement here: processor, cores, memory, system, versions. Plain data.
+
+    No host name, user, path or environment: it goes into reports and bundles.
+    """
+    return {
+        "cpu": cpu_model(),
+        "instructions": list(instructions()),
+        "cores": os.cpu_count() or 1,
+        "affinity": usable_cores(),
+        "memory_bytes": memory_bytes(),
+        "governor": governor(),
+        "virtual": "hypervisor" in _cpu_flags(),
+        "system": f"{platform.system()} {platform.release()}",
+        "architecture": platform.machine(),
+        "python": platform.python_version(),
+        "versions": versions(),
+    }
+
+
+def versions(packages: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Versions of installed packages, read without importing them; absent ones are left out."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@functools.cache
+def instructions() -> tuple[str, ...]:
+    """The instruction sets of this processor that matter to inference, in the words of Target."""
+    if platform.system() == "Darwin":
+        return tuple(name for name, feature in _MAC_FEATURES.items() if _sysctl(feature) == "1")
+    flags = _cpu_flags()
+    return tuple(name for name, names in _FLAGS.items() if any(flag in flags for flag in names))
+
+
+@functools.cache
+def cpu_model() -> str:
+    if platform.system() == "Darwin":
+        return _sysctl("machdep.cpu.brand_string") or platform.processor()
+    return _cpuinfo("model name") or _cpuinfo("Hardware") or platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 0
+
+
+def governor() -> str:
+    """The frequency governor of the first core; "unknown" where the system hides it."""
+    return _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "unknown"
+
+
+@functools.cache
+def cuda_devices() -> tuple[str, ...]:
+    """The compute capability of each CUDA device ("8.9"), by the driver alone: no toolkit, no torch."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
+    except OSError:
+        return ()
+    count, value = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    found = []
+    for device in range(count.value):
+        parts = []
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+            if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) == 0:
+                parts.append(str(value.value))
+        found.append(".".join(parts))
+    return tuple(found)
+
+
+def _cpu_flags() -> frozenset[str]:
+    return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())
+
+
+@functools.cache
+def _cpuinfo(field: str) -> str:
+    match = re.search(rf"^{field}\s*:\s*(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return match.group(1).strip() if match else ""
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _sysctl(name: str) -> str:
+    try:
+        return subprocess.run(["sysctl", "-n", name], capture_output=True, text=True, timeout=5).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,197 @@
+"""From samples to Figures: the one place that says what a percentile, a ratio and a verdict mean.
+
+    speedup([-1.10, -1.12, -1.09, -1.11])       # log(candidate / baseline), one a round
+    decide([0.09, 0.08, 0.10, 0.09], math.log(1.05))        # "fail": slower than the limit
+
+The unit of a comparison is the round, a fresh pair of sessions: the memory layout of a session
+moves its speed by more than the error within it. The interval is a confidence sequence, the
+one-sided t-mixture e-process inverted, so it holds however often one looks and stops, and it
+cannot disagree with `decide`. Sources: Lai, "On confidence sequences" (1976), for the t-mixture;
+Wang and Ramdas, arXiv 2310.03722; Abramowitz and Stegun 26.7.3 for Student's distribution.
+Everything here is pure: numpy and the standard library, no clock.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petra_deploy.core.outcome import Figure
+
+Verdict = Literal["fail", "pass", "open"]
+
+ALPHA = 0.05
+PHI = 2.0  # the mixture's scale: effects of about this many standard deviations of a round
+FEWEST_ROUNDS = 4  # for the e-process; below, a plain t-interval that says so
+_SMALLEST_SD = 1e-4  # of a log ratio: clocks and medians resolve no less
+
+
+def percentile(samples: "Sequence[float] | NDArray[np.float64]", q: float, unit: str) -> Figure:
+    """The q-quantile (0 < q < 1), bounded by order statistics: no distribution is assumed.
+
+    Each bound misses with at most 2.5% for the median and 1% for any other quantile. Where no
+    sample can serve as bound (q ** n above that), there is no value, and the note says how many
+    samples it takes: 459 for p99, 44 for p90. The median keeps its value and loses its bounds.
+    """
+    ordered = np.sort(np.asarray(samples, dtype=np.float64))
+    n, miss = len(ordered), 0.025 if q == 0.5 else 0.01
+    needed = samples_needed(q)
+    if n < needed:
+        value = float(np.median(ordered)) if q == 0.5 and n else None
+        return Figure(value=value, unit=unit, n=n, note=f"needs {needed}")
+    below = _binomial_cdf(n, q)  # below[k] = P(at most k of n samples lie under the quantile)
+    upper = int(np.argmax(below >= 1 - miss))
+    lower = int(np.count_nonzero(below <= miss)) - 1
+    low, high = float(ordered[lower]), float(ordered[upper])
+    return Figure(value=float(np.quantile(ordered, q)), unit=unit, low=low, high=high, n=n)
+
+
+def samples_needed(q: float) -> int:
+    """The fewest samples that bound the q-quantile on both sides."""
+    miss = 0.025 if q == 0.5 else 0.01
+    return math.ceil(math.log(miss) / math.log(max(q, 1 - q)))
+
+
+def median(rounds: "Sequence[NDArray[np.float64]]", unit: str) -> Figure:
+    """The median of all calls; its bounds also span the medians of the single rounds.
+
+    Bounds over calls alone would deny that each session has a speed of its own.
+    """
+    pooled = percentile(np.concatenate(rounds), 0.5, unit)
+    if pooled.low is None or pooled.high is None:
+        return pooled
+    each = [float(np.median(values)) for values in rounds]
+    return Figure(value=pooled.value, unit=unit, low=min(pooled.low, *each), high=max(pooled.high, *each), n=pooled.n)
+
+
+def rate(latency: Figure, rows: int) -> Figure:
+    """Rows per second of calls that take `latency` (ms) for `rows` rows each."""
+
+    def turned(ms: float | None) -> float | None:
+        return None if ms is None else rows / (ms / 1e3)
+
+    return Figure(value=turned(latency.value), unit="1/s", low=turned(latency.high), high=turned(latency.low),
+                  n=latency.n, note=latency.note)  # fmt: skip
+
+
+def spread(values: Sequence[float], unit: str) -> Figure:
+    """The median of a few values, between their least and greatest."""
+    return Figure(value=statistics.median(values), unit=unit, low=min(values), high=max(values), n=len(values),
+                  note="bounds: least and greatest seen")  # fmt: skip
+
+
+def speedup(log_ratios: Sequence[float]) -> Figure:
+    """Baseline latency / candidate latency from log(candidate / baseline), one a round.
+
+    From four rounds the interval is the confidence sequence; two or three give a t-interval that
+    holds for this one look only ("racing" in the note); one gives none.
+    """
+    n = len(log_ratios)
+    value = math.exp(-statistics.fmean(log_ratios))
+    if n == 1:
+        return Figure(value=value, unit="ratio", n=1, note="one round: no interval")
+    if n < FEWEST_ROUNDS:
+        low, high = t_interval(log_ratios)
+        note = f"racing: a t-interval over {n} rounds"
+    else:
+        low, high = confidence_sequence(log_ratios)
+        note = ""
+    return Figure(value=value, unit="ratio", low=math.exp(-high), high=math.exp(-low), n=n, note=note)
+
+
+def decide(log_ratios: Sequence[float], gate: float, *, alpha: float = ALPHA) -> Verdict:
+    """Whether the mean log ratio lies above `gate` ("fail"), below it ("pass"), or not yet known.
+
+    May be asked after every round; either error stays at `alpha` / 2 for good. Several gates in
+    one build share alpha: give each its part. "open" after 20 rounds is the verdict inconclusive.
+    """
+    if e_value(log_ratios, gate) >= 2 / alpha:
+        return "fail"
+    return "pass" if e_value([-x for x in log_ratios], -gate) >= 2 / alpha else "open"
+
+
+def e_value(values: Sequence[float], bound: float) -> float:
+    """Evidence that the mean lies above `bound`: under the contrary it averages at most 1.
+
+    The mixture, over positive effect sizes with a half-normal prior of scale PHI, of the
+    likelihood ratio of Student's t; 0 before the fourth value.
+    """
+    n = len(values)
+    if n < FEWEST_ROUNDS:
+        return 0.0
+    sd = max(statistics.stdev(values), _SMALLEST_SD)
+    t = (statistics.fmean(values) - bound) * math.sqrt(n) / sd
+    dof, r = n - 1, PHI * PHI * n
+    ratio = (1 + t * t / dof) / (1 + t * t / (dof * (1 + r)))
+    return float(2 / math.sqrt(1 + r) * ratio ** ((dof + 1) / 2) * t_cdf(t / math.sqrt(1 + 1 / r), dof))
+
+
+def confidence_sequence(values: Sequence[float], *, alpha: float = ALPHA) -> tuple[float, float]:
+    """All means that `e_value` does not reject from either side, at any time."""
+    return _lower_bound(values, 2 / alpha), -_lower_bound([-x for x in values], 2 / alpha)
+
+
+def t_interval(values: Sequence[float], *, alpha: float = ALPHA) -> tuple[float, float]:
+    """Student's interval of the mean, for one look at two or more values."""
+    n, mean = len(values), statistics.fmean(values)
+    half = t_quantile(1 - alpha / 2, n - 1) * max(statistics.stdev(values), _SMALLEST_SD) / math.sqrt(n)
+    return mean - half, mean + half
+
+
+def sign_test(first: "NDArray[np.float64]", last: "NDArray[np.float64]") -> float:
+    """Two-sided p-value that pairs differ in sign as often one way as the other; ties left out."""
+    n = min(len(first), len(last))
+    ups, downs = int(np.sum(first[:n] < last[:n])), int(np.sum(first[:n] > last[:n]))
+    if ups + downs == 0:
+        return 1.0
+    return min(1.0, 2 * float(_binomial_cdf(ups + downs, 0.5)[min(ups, downs)]))
+
+
+def t_cdf(t: float, dof: int) -> float:
+    """P(T <= t) of Student's distribution with a whole number of degrees of freedom."""
+    theta = math.atan2(t, math.sqrt(dof))
+    sine, cosine = math.sin(theta), math.cos(theta)
+    odd = dof % 2
+    term, total = (cosine if odd else 1.0), 0.0
+    for k in range(1 + odd, dof, 2):
+        total += term
+        term *= cosine * cosine * k / (k + 1)
+    inside = 2 / math.pi * (theta + sine * total) if odd else sine * total
+    return min(1.0, max(0.0, 0.5 * (1 + inside)))
+
+
+def t_quantile(p: float, dof: int) -> float:
+    """The p-quantile of Student's distribution, for p at or above one half."""
+    z = statistics.NormalDist().inv_cdf(p)
+    if dof > 1000:
+        return z + (z**3 + z) / (4 * dof)
+    low, high = 0.0, 1e3
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_cdf(middle, dof) < p else (low, middle)
+    return high
+
+
+def _lower_bound(values: Sequence[float], threshold: float) -> float:
+    """The greatest bound that the values exceed with evidence `threshold`; e_value falls with it."""
+    mean, step = statistics.fmean(values), 1e-4
+    while e_value(values, mean - step) < threshold:
+        step *= 2
+        if step > 1e3:  # no bound, however low, is exceeded
+            return -math.inf
+    low, high = mean - step, mean
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if e_value(values, middle) >= threshold else (low, middle)
+    return low
+
+
+def _binomial_cdf(n: int, p: float) -> "NDArray[np.float64]":
+    """P(X <= k) for k = 0 .. n."""
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    k = np.arange(n + 1)
+    logs = log_factorial[n] - log_factorial - log_factorial[::-1] + k * math.log(p) + (n - k) * math.log1p(-p)
+    return np.asarray(np.minimum(np.cumsum(np.exp(logs)), 1.0))
