@@ -1,7 +1,7 @@
 """This machine: what it is, what it can do, and whether it is the target that a run names.
 
     target = resolve("cpu")             # a TOML of targets/, or "./my.toml"
-    if reason := absence(target): ...   # "there is no CUDA device here"
+    if reason := absent(target): ...   # "there is no CUDA device here"
     fingerprint()                       # what every measurement is filed with
 
 Standard library only, so the driver may ask at once.
@@ -72,11 +72,11 @@ def targets() -> dict[str, Path]:
 
 def present(target: Target) -> bool:
     """Whether this machine is the target, as far as can be seen from here."""
-    return not absence(target)
+    return absent(target) is None
 
 
-def absence(target: Target) -> str:
-    """Why this machine is not the target; empty where it is."""
+def absent(target: Target) -> str | None:
+    """Why this machine is not the target; None where it is."""
     if target.device == "cuda":
         devices = cuda_devices()
         if not devices:
@@ -86,9 +86,9 @@ def absence(target: Target) -> str:
                 f"the target {target.name} has compute capability {target.compute_capability}, "
                 f"and the devices here have {', '.join(devices)}"
             )
-        return ""
+        return None
     missing = [name for name in target.instructions if name not in instructions()]
-    return f"the target {target.name} needs {', '.join(missing)}, which this processor lacks" if missing else ""
+    return f"the target {target.name} needs {', '.join(missing)}, which this processor lacks" if missing else None
 
 
 def fingerprint() -> dict[str, object]:
