@@ -1,0 +1,267 @@
+"""The main job, stage by stage: load, baseline, plan, search, choose, confirm, package.
+
+`api.py` turns arguments into a `Request`; here a request becomes a bundle. Each stage is a few
+lines and knows only what the one before it answered.
+"""
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from petra_deploy.core import files
+from petra_deploy.core.errors import Interrupted, NotMet, PetraError, TargetAbsent, from_failure
+from petra_deploy.core.event import Event, OnEvent
+from petra_deploy.core.folder import RunFolder
+from petra_deploy.core.job import Limits, Load
+from petra_deploy.core.machine import absence, resolve
+from petra_deploy.core.outcome import Front, Goal, Outcome
+from petra_deploy.core.plan import Layout, Plan
+from petra_deploy.core.request import Request
+from petra_deploy.core.strategy import FULL, Strategy
+from petra_deploy.core.target import Target
+from petra_deploy.core.workload import Loaded
+from petra_deploy.driver.bundle import write as bundle
+from petra_deploy.driver.bundle.manifest import Manifest
+from petra_deploy.driver.confirm import confirm
+from petra_deploy.driver.evaluate import Case, evaluate
+from petra_deploy.driver.plan import make_plan
+from petra_deploy.driver.search import choose
+from petra_deploy.driver.search.cost_model import CostModel
+from petra_deploy.driver.search.encoding import Encoding
+from petra_deploy.driver.search.study import Search
+from petra_deploy.driver.session import Session, open_session
+
+_LOADED = "loaded.json"
+_BASELINE = "outcome.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """What a run came to. `manifest` and `bundle` are None where no strategy met the goal."""
+
+    front: Front
+    trials: tuple[Outcome, ...]
+    out: Path
+    manifest: Manifest | None = None
+    bundle: Path | None = None
+
+
+def optimize(request: Request, folder: RunFolder, storage: str | None, on_event: OnEvent) -> Finished:
+    """Search, confirm and package.
+
+    Raises NotMet where nothing met the goal (the nearest is kept in `nearest/`), Interrupted after
+    Ctrl-C, and the errors of loading.
+    """
+    target = here(request.target)
+    with open_session(request, folder.logs, on_event) as session:
+        loaded = load(request, folder, session)
+        case, baseline = measure_baseline(request, loaded, target, folder, session)
+        plan = make_plan(loaded.workload, target, request.device, session)
+        tell(plan, loaded, session)
+        ship = partial(_ship, request=request, loaded=loaded, baseline=baseline, layout=plan.layout, target=target)
+        outcomes = _search(request, plan, case, baseline, folder, storage, session, ship)
+        session.say("measuring the finalists again, then opening the test split")
+        size = baseline.engine.bytes if baseline.engine else 1
+        front = confirm(choose.finalists(outcomes, request.goal, size), request.goal, case, loaded.sealed, session)
+        return package(front, outcomes, baseline, request, folder, session, ship)
+
+
+def here(name: str) -> Target:
+    """The target, if this machine has it. Raises BadInput for an unknown one, TargetAbsent otherwise."""
+    target = resolve(name)
+    if why := absence(target):
+        raise TargetAbsent(f"the target {target.name} is not here: {why}", "run on the target, or choose --target cpu")
+    return target
+
+
+def load(request: Request, folder: RunFolder, session: Session) -> Loaded:
+    """Load once a run: a resumed run finds the loaded workload in its folder."""
+    kept = folder.path / _LOADED
+    if kept.exists():
+        with contextlib.suppress(PetraError):
+            loaded = files.read_json(kept, Loaded)
+            splits = (loaded.workload.selection, loaded.workload.calibration, loaded.sealed.split)
+            if loaded.workload.model in session.store and all(split.key in session.store for split in splits):
+                return loaded
+    session.say("loading the model and the data")
+    options = replace(request.load, seed=request.seed)
+    loaded = session.must(Load(model=request.model, data=request.data, options=options, limits=session.limits()))
+    files.write_json(kept, loaded)
+    return loaded
+
+
+def measure_baseline(
+    request: Request, loaded: Loaded, target: Target, folder: RunFolder, session: Session
+) -> tuple[Case, Outcome]:
+    """The model as it came, through the same code as every candidate; if it fails, the run ends."""
+    case = Case(
+        workload=loaded.workload,
+        target=target,
+        batches=batches(request.goal, loaded),
+        device=request.device,
+        seed=request.seed,
+    )
+    kept = folder.baseline / _BASELINE
+    outcome: Outcome | None = None
+    if kept.exists():
+        with contextlib.suppress(PetraError):
+            outcome = files.read_json(kept, Outcome)
+            if outcome.engine is None or outcome.engine.key not in session.store:
+                outcome = None
+    if outcome is None or outcome.score is None or outcome.score.outputs not in session.store:
+        session.say("measuring the baseline: the model as it came, in FP32")
+        outcome = evaluate(Strategy(seed=request.seed), FULL, case, session.run, session.limits())
+        if outcome.failed:
+            raise from_failure(outcome.failed)
+        bundle.keep_baseline(folder.baseline, outcome, session.store)
+        files.write_json(kept, outcome)
+    if outcome.engine is None or outcome.score is None:
+        raise NotMet("the baseline has no figures", f"remove {kept} and run again with --resume")
+    return replace(case, baseline=outcome.engine, reference=outcome.score.outputs), outcome
+
+
+def batches(goal: Goal, loaded: Loaded) -> tuple[int, ...]:
+    """The batch sizes to measure: those asked for, or the one that a static model has."""
+    signature = loaded.workload.signature
+    if signature.dynamic_batch:
+        return goal.batches
+    first = signature.inputs[0].shape[0] if signature.inputs[0].shape else 1
+    return (first if isinstance(first, int) else 1,)
+
+
+def tell(plan: Plan, loaded: Loaded, session: Session) -> None:
+    """Say what the run can and cannot do with this model, and why."""
+    for note in loaded.workload.notes:
+        session.say(note, "note")
+    for technique, why in plan.unavailable.items():
+        session.say(f"{technique} is not available: {why}", "note")
+
+
+def _ship(
+    chosen: Outcome,
+    considered: int,
+    *,
+    request: Request,
+    loaded: Loaded,
+    baseline: Outcome,
+    layout: Layout,
+    target: Target,
+    notes: tuple[str, ...] = (),
+) -> bundle.Shipment:
+    return bundle.Shipment(
+        chosen=chosen,
+        baseline=baseline,
+        workload=loaded.workload,
+        target=target,
+        layout=layout,
+        goal=request.goal,
+        seed=request.seed,
+        considered=considered,
+        test=chosen.test,
+        notes=notes,
+    )
+
+
+def _search(
+    request: Request,
+    plan: Plan,
+    case: Case,
+    baseline: Outcome,
+    folder: RunFolder,
+    storage: str | None,
+    session: Session,
+    ship: "partial[bundle.Shipment]",
+) -> tuple[Outcome, ...]:
+    measuring = baseline.measurement
+    if measuring is None or baseline.engine is None or baseline.score is None:
+        raise NotMet("the baseline has no figures")
+    size = baseline.engine.bytes
+    done: list[Outcome] = []
+
+    def record(number: int, outcome: Outcome) -> None:
+        """Keep the trial, and the bundle of the best so far, on disk."""
+        folder.record(number, outcome)
+        before = choose.best(done, request.goal, size)
+        done.append(outcome)
+        now = choose.best(done, request.goal, size)
+        if now is not None and now is not before:
+            note = "written during the search: figures are of the selection split"
+            bundle.write(folder.bundle, ship(now, len(done), notes=(note,)), session.store)
+            text = f"{now.strategy.describe()}: {choose.gain(now, request.goal, size):.2f}x"
+            session.on_event(Event(kind="best", text=text, best_speedup=choose.gain(now, request.goal, size)))
+        elif outcome.failed:
+            session.say(f"trial {number} failed at {outcome.failed}", "warning")
+
+    def one(strategy: Strategy, seconds: float) -> Outcome:
+        limits = Limits(seconds=max(seconds, 0.0) + max(0.12 * session.seconds, 20.0))
+        return evaluate(strategy, FULL, case, session.run, limits)
+
+    earlier = folder.outcomes()
+    done.extend(earlier.values())
+    used = sum(o.seconds for o in earlier.values())
+    reserve = _reserve(baseline, session.seconds)
+    search = Search(
+        encoding=Encoding(plan, CostModel(plan, fixed=_fixed(baseline)), request.seed),
+        goal=request.goal,
+        baseline=baseline,
+        trials=request.budget.trials,
+        deadline=time.monotonic() + session.left() - used - reserve,
+        evaluate=one,
+        storage=storage or f"sqlite:///{folder.study}",
+        sampler=request.sampler,
+        seed=request.seed,
+        on_outcome=record,
+        on_event=session.on_event,
+    )
+    session.say("searching")
+    return search.run()
+
+
+def _fixed(baseline: Outcome) -> float:
+    """Seconds of a trial beside training, from the baseline's own; quantization adds to it."""
+    return baseline.seconds + 6.0
+
+
+def _reserve(baseline: Outcome, seconds: float) -> float:
+    """Seconds kept for the end: nine rounds of up to three finalists, the test split, packaging."""
+    return min(max(1.5 * baseline.seconds + 8.0, 10.0), 0.3 * seconds)
+
+
+def package(
+    front: Front,
+    outcomes: tuple[Outcome, ...],
+    baseline: Outcome,
+    request: Request,
+    folder: RunFolder,
+    session: Session,
+    ship: "partial[bundle.Shipment]",
+) -> Finished:
+    """Write the final bundle, or keep the nearest and say why there is none."""
+    files.write_json(folder.front, front)
+    chosen = front.chosen
+    if chosen is None:
+        nearest = min((o for o in front.outcomes if o.ok), key=lambda o: choose.upper_drop(o, 0.0), default=None)
+        if nearest is not None:
+            bundle.write(folder.path / "nearest", ship(nearest, len(outcomes), notes=(front.why,)), session.store)
+        shutil.rmtree(folder.bundle, ignore_errors=True)  # what the search kept did not hold on the test split
+        kept = f"the nearest is kept in {folder.path / 'nearest'}; " if nearest is not None else ""
+        raise NotMet(f"no strategy met the budget: {front.why}", f"{kept}allow a larger --max-drop, or more --time")
+    drop = chosen.score
+    note = choose.resolution(drop.drop, drop.drop_error, drop.n) if drop else ""
+    manifest = bundle.write(folder.bundle, ship(chosen, len(outcomes), notes=(note,)), session.store)
+    return Finished(front=front, trials=outcomes, out=folder.path, manifest=manifest, bundle=folder.bundle)
+
+
+@contextlib.contextmanager
+def interruptible(folder: RunFolder) -> Iterator[None]:
+    """Turn Ctrl-C into Interrupted, which says where the best so far is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        there = (folder.bundle / "manifest.json").exists()
+        best = f"the best so far is in {folder.bundle}" if there else "no bundle was ready yet"
+        raise Interrupted(f"stopped; {best}", "go on with the same command and --resume") from None

@@ -1,0 +1,82 @@
+"""Run a strategy again: on the same model to rebuild its bundle, or on the next training of it.
+
+Search once, apply at each retraining: the same steps, the baseline of the model at hand, the test
+split, and the same budget. Where the drop or the speedup no longer holds, the bundle is kept beside
+and the run says so (exit 1).
+"""
+
+from pathlib import Path
+
+from petra_deploy.core import files
+from petra_deploy.core.errors import BadInput, NotMet, from_failure
+from petra_deploy.core.event import OnEvent
+from petra_deploy.core.folder import RunFolder
+from petra_deploy.core.job import Inspect
+from petra_deploy.core.outcome import Front, Outcome
+from petra_deploy.core.request import Request
+from petra_deploy.core.strategy import FULL
+from petra_deploy.driver.bundle import recipe as recipes
+from petra_deploy.driver.bundle import write as bundle
+from petra_deploy.driver.confirm import confirm
+from petra_deploy.driver.evaluate import evaluate
+from petra_deploy.driver.optimize import Finished, here, load, measure_baseline
+from petra_deploy.driver.session import open_session
+
+_HOLDS = 0.8  # of the recorded speedup; machines and retrained weights differ a little
+
+
+def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent) -> Finished:
+    """Rebuild from `strategy` (a strategy.json). Raises NotMet where its promise no longer holds."""
+    recipe = recipes.read(strategy)
+    target = here(request.target)
+    with open_session(request, folder.logs, on_event) as session:
+        loaded = load(request, folder, session)
+        inspected = session.must(Inspect(workload=loaded.workload, target=target, limits=session.limits()))
+        if obstacles := recipe.obstacles(inspected.layout):
+            raise BadInput(
+                f"{strategy} was made for another architecture: {'; '.join(obstacles[:3])}",
+                "apply it to a model of the same architecture, or run optimize on this one",
+            )
+        case, baseline = measure_baseline(request, loaded, target, folder, session)
+        session.say(f"applying {recipe.strategy.describe()}")
+        outcome = evaluate(recipe.strategy, FULL, case, session.run, session.limits())
+        folder.record(0, outcome)
+        if outcome.failed:
+            raise from_failure(outcome.failed)
+        front = confirm([outcome], request.goal, case, loaded.sealed, session)
+        files.write_json(folder.front, front)
+        built = front.outcomes[0]
+        broken = _broken(front, built, recipe.promise, request)
+        destination = folder.path / "nearest" if broken else folder.bundle
+        manifest = bundle.write(
+            destination,
+            bundle.Shipment(
+                chosen=built,
+                baseline=baseline,
+                workload=loaded.workload,
+                target=target,
+                layout=inspected.layout,
+                goal=request.goal,
+                seed=request.seed,
+                considered=1,
+                test=built.test,
+                notes=(f"applied from {strategy.name}", *([broken] if broken else [])),
+            ),
+            session.store,
+        )
+        if broken:
+            raise NotMet(f"the strategy no longer holds: {broken}", f"what it gave is kept in {destination}")
+        return Finished(front=front, trials=(outcome,), out=folder.path, manifest=manifest, bundle=folder.bundle)
+
+
+def _broken(front: Front, built: Outcome, promise: recipes.Promise | None, request: Request) -> str:
+    """Why the promise is broken, or an empty string."""
+    if not built.ok or built.measurement is None:
+        return str(built.failed)
+    if front.chosen is None:
+        return front.why
+    now = built.measurement.speedup.known()
+    before = promise.speedup.value if promise and request.goal.objective == "latency" else None
+    if before is not None and now < _HOLDS * before and (built.measurement.speedup.high or now) < before:
+        return f"the speedup is {now:.2f}x, where the strategy recorded {before:.2f}x"
+    return ""
