@@ -1,0 +1,45 @@
+"""petra-deploy: from a trained PyTorch model to the fastest engine a machine can serve.
+
+    result = petra_deploy.optimize("model.pt", data="data.npz", target="cpu", max_drop=1.0)
+    with petra_deploy.load_bundle(result.bundle) as bundle:
+        outputs = bundle.run({"image": images})
+
+Each name is imported at its first use, so importing the package costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from petra_deploy.api import Result, apply, inspect, optimize
+    from petra_deploy.core.errors import PetraError
+    from petra_deploy.core.strategy import Step, Strategy
+    from petra_deploy.driver.bundle.manifest import Manifest
+    from petra_deploy.driver.bundle.verify import verify
+    from petra_deploy.runtime import Bundle, load_bundle
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bundle", "Manifest", "PetraError", "Result", "Step", "Strategy", "__version__", "apply", "inspect",
+    "load_bundle", "optimize", "verify",
+]  # fmt: skip
+
+_HOMES = {
+    "optimize": "api", "apply": "api", "inspect": "api", "Result": "api",
+    "load_bundle": "runtime", "Bundle": "runtime", "verify": "driver.bundle.verify",
+    "Manifest": "driver.bundle.manifest", "Strategy": "core.strategy", "Step": "core.strategy",
+    "PetraError": "core.errors",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -132,7 +132,7 @@ def full_disk_ends_the_run(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (reason := _disk_fault(error)) is None:
+        if (reason := disk_fault(error)) is None:
             raise
         raise OutOfDisk(
             f"nothing more can be written to {path}: {reason}",
@@ -140,7 +140,7 @@ def full_disk_ends_the_run(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _disk_fault(error: BaseException | None) -> str | None:
+def disk_fault(error: BaseException | None) -> str | None:
     """What `error`, or what caused it, says of a full disk; None when it is about something else."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL:

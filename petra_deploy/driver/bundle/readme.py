@@ -1,0 +1,71 @@
+"""The README.md of a bundle: what it is, its figures with their origin, and how to run it."""
+
+from petra_deploy.driver.bundle.manifest import Manifest, Side
+
+
+def text(manifest: Manifest, triton_name: str) -> str:
+    m, speedup, metric = manifest, manifest.speedup, manifest.metric
+    of = f"{metric.name} on {metric.n} rows of the {metric.split} split"
+    if not metric.labelled:
+        of += ", compared with the original model's own outputs"
+    if metric.data == "random":
+        of += " (random inputs: no data was given)"
+    notes = "".join(f"- {_line(note)}\n" for note in m.notes)
+    return f"""# {_line(m.model.name)} for {_line(m.target.name)}
+
+An ONNX Runtime engine made by petra-deploy {m.versions.get("petra-deploy", "")} from a model of
+{m.model.parameters:,} parameters: {" + ".join(m.techniques) or "as it came"}.
+
+| | baseline | this bundle |
+|---|---|---|
+| latency p50, batch {speedup.batch} | {_ms(m.baseline)} | {_ms(m.candidate)} |
+| most rows per second | {_number(m.baseline.throughput_per_s)} | {_number(m.candidate.throughput_per_s)} |
+| file | {m.baseline.bytes:,} bytes | {m.candidate.bytes:,} bytes |
+| {metric.name} | {metric.baseline:.4g} | {metric.candidate:.4g} |
+
+- **Speedup {speedup.value:.2f}x** {_bounds(speedup.low, speedup.high)}, {speedup.origin}: baseline latency / this
+  latency over {speedup.n} rounds of fresh sessions, interleaved on one machine.
+- **Drop {metric.drop_points:.2f} points** {_bounds(metric.low, metric.high)}, {metric.origin}: {of};
+  {metric.max_drop:g} allowed.
+- Intervals are at 95%. `manifest.json` has every figure, the machine, the versions and the seed.
+{notes}
+## Run it
+
+    pip install onnxruntime numpy
+    python example.py
+
+In Python, with the settings it was measured with and its checksums verified:
+
+    import petra_deploy
+    with petra_deploy.load_bundle("path/of/this/folder") as bundle:
+        outputs = bundle.run({{{", ".join(f'"{_line(spec.name)}": ...' for spec in m.inputs)}}})
+
+In Triton Inference Server (the model is called `{triton_name}`):
+
+    docker run --rm -p8000:8000 -v "$PWD/triton:/models" nvcr.io/nvidia/tritonserver:VERSION-py3 \\
+        tritonserver --model-repository=/models
+
+## Make it again
+
+    petra-deploy apply strategy.json model.pt --data data.npz
+
+re-runs the recipe on this model, or on a retrained one of the same architecture, and checks the
+budget and the speedup again.
+"""
+
+
+def _ms(side: Side) -> str:
+    return f"{_number(side.latency_ms.p50)} ms"
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:,.4g}"
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    return f"[{_number(low)}, {_number(high)}]"
+
+
+def _line(name: str) -> str:
+    """A user's name inside Markdown: printable, on one line, no markup."""
+    return "".join(c if c.isprintable() and c not in "`|<>[]*" else "_" for c in name)

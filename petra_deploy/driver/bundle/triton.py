@@ -1,0 +1,85 @@
+"""A model repository that Triton Inference Server loads as it is.
+
+    triton/<model>/config.pbtxt
+    triton/<model>/1/model.onnx          # docker run ... tritonserver --model-repository=/triton
+
+With a dynamic batch the server batches requests itself (`dynamic_batching`), and `dims` leave the
+batch out, as Triton wants it; otherwise `max_batch_size` is 0 and `dims` are the whole shape.
+Source: Triton's model_config.proto, and the README of its onnxruntime backend for `parameters`
+and for the graph level (there 2 means that all optimizations are off).
+"""
+
+import re
+from collections.abc import Mapping
+
+from petra_deploy.core.errors import BadInput
+from petra_deploy.core.target import Target
+from petra_deploy.core.workload import Signature, TensorSpec
+
+MAX_BATCH = 64
+_TYPES = {
+    "bool": "TYPE_BOOL", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16", "uint32": "TYPE_UINT32",
+    "uint64": "TYPE_UINT64", "int8": "TYPE_INT8", "int16": "TYPE_INT16", "int32": "TYPE_INT32",
+    "int64": "TYPE_INT64", "float16": "TYPE_FP16", "float32": "TYPE_FP32", "float64": "TYPE_FP64",
+    "bfloat16": "TYPE_BF16",
+}  # fmt: skip
+_LEVELS = {"none": 2, "basic": -1, "extended": 1, "all": None}  # settings of worker/backends/onnxruntime.py
+
+
+def model_name(name: str) -> str:
+    """`name` as a folder and URL part: letters, digits, dot, dash and underscore."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._-") or "model"
+
+
+def config(name: str, signature: Signature, target: Target, settings: Mapping[str, object]) -> str:
+    """The text of config.pbtxt. Raises BadInput for a dtype that Triton has no name for."""
+    batched = all(
+        bool(spec.shape) and isinstance(spec.shape[0], str) for spec in (*signature.inputs, *signature.outputs)
+    )
+    kind = "KIND_GPU" if target.device == "cuda" else "KIND_CPU"
+    lines = [
+        f"name: {_quoted(name)}",
+        'backend: "onnxruntime"',
+        'default_model_filename: "model.onnx"',
+        f"max_batch_size: {MAX_BATCH if batched else 0}",
+        *_tensors("input", signature.inputs, batched),
+        *_tensors("output", signature.outputs, batched),
+        f"instance_group [ {{ count: 1 kind: {kind} }} ]",
+    ]
+    if batched:
+        lines.append("dynamic_batching { }")
+    level = _LEVELS.get(str(settings.get("optimization", "all")))
+    if level is not None:
+        lines.append(f"optimization {{ graph {{ level: {level} }} }}")
+    parameters = {
+        "intra_op_thread_count": settings.get("threads") or target.threads,
+        "inter_op_thread_count": 1,
+        "execution_mode": 1 if settings.get("execution_mode") == "parallel" else 0,
+        "enable_mem_arena": 1 if settings.get("arena", True) else 0,
+    }
+    lines += [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
+    return "\n".join(lines) + "\n"
+
+
+def shortfalls(settings: Mapping[str, object]) -> tuple[str, ...]:
+    """What of `settings` Triton cannot be told: there the engine may be slower than measured."""
+    switched_off = settings.get("disabled_optimizers")
+    names = ", ".join(map(str, switched_off)) if isinstance(switched_off, list | tuple) else ""
+    return (f"Triton cannot switch off {names}: there this engine may be slower than measured",) if names else ()
+
+
+def _tensors(role: str, specs: tuple[TensorSpec, ...], batched: bool) -> list[str]:
+    entries = []
+    for spec in specs:
+        if spec.dtype not in _TYPES:
+            raise BadInput(f"Triton has no type for {spec.dtype}, that of {spec.name!r}")
+        shape = [-1 if isinstance(dim, str) else dim for dim in spec.shape[1 if batched else 0 :]]
+        dims = f"dims: [ {', '.join(map(str, shape or [1]))} ]"
+        if not shape:  # Triton's dims may not be empty
+            dims += " reshape { shape: [ ] }"
+        entries.append(f"  {{ name: {_quoted(spec.name)} data_type: {_TYPES[spec.dtype]} {dims} }}")
+    return [f"{role} [", ",\n".join(entries), "]"]
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
