@@ -277,8 +277,11 @@ def _data(data: Any, train: Any, selection: Any, test: Any, folder: Path) -> Dat
     for path in (data, *parts.values()):
         if path is not None and not Path(path).exists():
             raise BadInput(f"{path} does not exist", "give a .npz file, a folder of .npz files, or a workload.py")
-    paths = {name: str(Path(part).absolute()) if part is not None else None for name, part in parts.items()}
-    return DataSource(path=str(Path(data).absolute()) if data is not None else None, **paths)
+
+    def absolute(part: Any) -> str | None:
+        return str(Path(part).absolute()) if part is not None else None
+
+    return DataSource(path=absolute(data), train=absolute(train), selection=absolute(selection), test=absolute(test))
 
 
 def _pickle(value: Any, path: Path) -> Path:

@@ -47,7 +47,8 @@ def affordable(plan: Plan, seconds: float) -> Plan:
     if trains and teacher + _EPOCHS * 0.5 * per_epoch <= 0.25 * seconds:
         return plan
     why = (
-        f"an epoch of training takes about {per_epoch:.0f} s here, too long for the {seconds:.0f} s left: give it more --time"
+        f"an epoch of training takes about {per_epoch:.0f} s here, too long for the {seconds:.0f} s left: "
+        "give it more --time"
         if trains
         else "there is nothing to train on, and a shrunk model needs recovery training"
     )

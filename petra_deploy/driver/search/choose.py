@@ -38,7 +38,7 @@ def feasible(outcome: Outcome, goal: Goal, margin: float = MARGINS[0]) -> bool:
 def value(outcome: Outcome, goal: Goal, baseline_bytes: int) -> float:
     """What the sampler minimises: log of the share of the baseline's cost, plus the excess of the drop."""
     excess = max(0.0, upper_drop(outcome, MARGINS[0]) - goal.max_drop) / max(goal.max_drop, 0.25)
-    return -math.log(max(gain(outcome, goal, baseline_bytes), 1e-6)) + 1.5 * min(excess, 10.0) ** 0.5 * (excess > 0)
+    return -math.log(max(gain(outcome, goal, baseline_bytes), 1e-6)) + 1.5 * math.sqrt(min(excess, 10.0))
 
 
 def best(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Outcome | None:

@@ -37,7 +37,7 @@ class Search:
     trials: int | None
     deadline: float  # monotonic seconds by which the last trial must have ended
     evaluate: Evaluate
-    storage: str
+    storage: str | None  # an Optuna storage URL; None: in memory
     sampler: str
     seed: int
     on_outcome: Callable[[int, Outcome], None]  # trial number, outcome: recorded, best bundle kept

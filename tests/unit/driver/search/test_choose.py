@@ -1,0 +1,48 @@
+from petra_deploy.core.outcome import Goal
+from petra_deploy.driver.search import choose
+from tests.unit.driver.search.simulation import SIZE, outcome
+
+GOAL = Goal(max_drop=1.0)
+
+
+def test_a_noisy_drop_needs_a_margin():
+    assert choose.feasible(outcome(10, 0.8, error=0.1), GOAL)
+    assert not choose.feasible(outcome(10, 0.8, error=0.3), GOAL)
+
+
+def test_a_candidate_that_is_not_faster_is_never_the_best():
+    assert choose.best([outcome(0.9, 0.0), outcome(1.0, 0.0)], GOAL, SIZE) is None
+
+
+def test_the_best_is_the_fastest_feasible():
+    fast, lossy = outcome(10, 0.2), outcome(30, 4.0)
+    assert choose.best([outcome(3, 0), fast, lossy], GOAL, SIZE) is fast
+
+
+def test_size_as_the_objective_chooses_the_smallest():
+    small, fast = outcome(2, 0, size=SIZE // 50), outcome(9, 0, size=SIZE // 4)
+    assert choose.best([small, fast], Goal(objective="size"), SIZE) is small
+
+
+def test_finalists_are_the_fastest_at_growing_margins_fastest_first():
+    bold, likely, safe = outcome(30, 0.7, error=0.2), outcome(20, 0.5, error=0.2), outcome(10, 0.1, error=0.2)
+    lossy = outcome(90, 3.0, error=0.2)
+    assert choose.finalists([safe, lossy, likely, bold], GOAL, SIZE) == (bold, likely, safe)
+
+
+def test_without_a_feasible_one_the_nearest_is_the_finalist():
+    near, far = outcome(5, 2.0), outcome(9, 8.0)
+    assert choose.finalists([far, near], GOAL, SIZE) == (near,)
+
+
+def test_the_front_keeps_only_what_nothing_beats():
+    front = choose.pareto([outcome(10, 1.0), outcome(9, 2.0), outcome(5, 0.1)], GOAL, SIZE)
+    assert [o.measurement.speedup.value for o in front.outcomes] == [10, 5]
+
+
+def test_the_value_told_gets_worse_with_the_drop_and_better_with_speed():
+    def value(speedup: float, drop: float) -> float:
+        return choose.value(outcome(speedup, drop), GOAL, SIZE)
+
+    assert value(20, 0.2) < value(10, 0.2) < value(10, 1.5) < value(10, 5.0)
+    assert value(5, 0.0) < value(12, 3.0)

@@ -1,0 +1,73 @@
+from petra_deploy.core.plan import Phase
+from petra_deploy.driver.search.cost_model import epochs_of, remaining_share
+from tests.unit.driver.search import simulation
+
+
+def options(strategy, technique):
+    return next(step.options for step in strategy.steps if step.technique == technique)
+
+
+def test_the_first_preset_quantizes_and_shrinks_nothing():
+    encoding = simulation.encoding()
+    first = encoding.decode(encoding.presets()[0], allowance=10)
+    assert [step.technique for step in first.steps] == ["quantize_inc"]
+
+
+def test_presets_climb_the_ladder():
+    encoding = simulation.encoding()
+    shares = [remaining_share(encoding.decode(p, allowance=10), encoding.plan) for p in encoding.presets()]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] < 0.1 < shares[1] < 1.0
+
+
+def test_sensitive_groups_keep_more_when_steered():
+    encoding = simulation.encoding()
+    genome = {**encoding.presets()[3], "prune.ratios.steer": 1.0}
+    ratios = options(encoding.decode(genome, allowance=10), "prune")["ratios"]
+    assert ratios["layer0"] > ratios["layer4"] > ratios["layer7"]
+    unsteered = options(encoding.decode({**genome, "prune.ratios.steer": 0.0}, allowance=10), "prune")["ratios"]
+    assert len(set(unsteered.values())) == 1
+
+
+def test_blocks_go_least_sensitive_first():
+    encoding = simulation.encoding()
+    strategy = encoding.decode({**encoding.presets()[2], "drop_blocks.blocks": 0.5}, allowance=10)
+    assert options(strategy, "drop_blocks")["blocks"] == ["block0", "block1"]
+
+
+def test_options_settled_by_the_target_are_in_the_step():
+    encoding = simulation.encoding()
+    assert options(encoding.decode(encoding.presets()[2], allowance=10), "prune")["round_to"] == 16
+
+
+def test_more_time_buys_more_epochs_and_a_smaller_network_gets_more_of_them():
+    encoding = simulation.encoding(train_seconds_per_row=1e-2)
+    mild, strong = encoding.presets()[1], encoding.presets()[-1]
+    assert epochs_of(encoding.decode(mild, allowance=40)) > epochs_of(encoding.decode(mild, allowance=20))
+    assert epochs_of(encoding.decode(strong, allowance=20)) > epochs_of(encoding.decode(mild, allowance=20))
+
+
+def test_each_quantizer_and_none_can_be_reached():
+    encoding = simulation.encoding()
+    found = {
+        tuple(s.technique for s in encoding.decode({"quantize": gene}, allowance=1).steps) for gene in (0.1, 0.5, 0.9)
+    }
+    assert found == {(), ("quantize_inc",), ("quantize_ort",)}
+
+
+def test_a_neighbour_differs_in_precision_only():
+    encoding = simulation.encoding()
+    genome = encoding.presets()[2]
+    own = encoding.decode(genome, allowance=10, epochs=7)
+    for other in encoding.neighbours(genome):
+        strategy = encoding.decode(other, allowance=3, epochs=7)
+        phases = {offer.technique: offer.phase for offer in encoding.plan.offers}
+        unquantized = [s for s in strategy.steps if phases[s.technique] is not Phase.QUANTIZE]
+        assert unquantized == [s for s in own.steps if phases[s.technique] is not Phase.QUANTIZE]
+        assert strategy != own
+
+
+def test_decoding_is_a_function():
+    encoding = simulation.encoding()
+    genome = encoding.presets()[3]
+    assert encoding.decode(genome, allowance=5) == simulation.encoding().decode(genome, allowance=5)

@@ -1,0 +1,125 @@
+import json
+import time
+
+import optuna
+import pytest
+
+from petra_deploy.core.errors import NotMet, OutOfDisk
+from petra_deploy.core.event import silent
+from petra_deploy.core.outcome import Failed, Goal, Outcome
+from petra_deploy.core.strategy import FULL
+from petra_deploy.driver.plan import affordable
+from petra_deploy.driver.search import choose
+from petra_deploy.driver.search.study import Search
+from tests.unit.driver.search import simulation
+
+
+def search(tmp_path=None, trials=20, evaluate=None, seed=0, sampler="cma", recorded=None, seconds=3600.0):
+    encoding = simulation.encoding(seed)
+    return Search(
+        encoding=encoding,
+        goal=Goal(max_drop=1.0),
+        baseline=simulation.baseline(),
+        trials=trials,
+        deadline=time.monotonic() + seconds,
+        evaluate=evaluate or (lambda strategy, left: simulation.evaluate(strategy, encoding.plan)),
+        storage=f"sqlite:///{tmp_path}/study.db" if tmp_path else None,
+        sampler=sampler,
+        seed=seed,
+        on_outcome=lambda number, outcome: recorded.append((number, outcome)) if recorded is not None else None,
+        on_event=silent,
+    )
+
+
+def strategies(outcomes):
+    return [outcome.strategy.steps for outcome in outcomes]
+
+
+def test_no_strategy_is_evaluated_twice():
+    outcomes = search(trials=30).run()
+    seen = [json.dumps([[s.technique, s.options] for s in steps], sort_keys=True) for steps in strategies(outcomes)]
+    assert len(outcomes) == 30
+    assert len(set(seen)) == 30
+
+
+def test_the_search_beats_its_presets():
+    outcomes = search(trials=40).run()
+    goal = Goal(max_drop=1.0)
+    presets = choose.best(outcomes[:5], goal, simulation.SIZE)
+    best = choose.best(outcomes, goal, simulation.SIZE)
+    assert best.measurement.speedup.value > 1.1 * presets.measurement.speedup.value
+
+
+@pytest.mark.parametrize("sampler", ["cma", "tpe", "random"])
+def test_the_same_seed_and_answers_give_the_same_strategies(sampler):
+    a = search(trials=14, sampler=sampler).run()
+    b = search(trials=14, sampler=sampler).run()
+    keep = [("prune", "ratios"), ("drop_blocks", "blocks")]
+
+    def shapes(outcomes):
+        return [[s.options.get(k) for s in o.strategy.steps for t, k in keep if s.technique == t] for o in outcomes]
+
+    assert shapes(a) == shapes(b)
+
+
+def test_a_resumed_study_repeats_nothing_and_goes_on(tmp_path):
+    first = search(tmp_path, trials=7).run()
+    again: list = []
+    both = search(tmp_path, trials=15, recorded=again).run()
+    assert strategies(both[:7]) == strategies(first)
+    assert len(both) == 15
+    assert len(again) == 8
+
+
+def test_a_trial_that_was_cut_off_is_asked_once_more(tmp_path):
+    def dies(strategy, left):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        search(tmp_path, trials=5, evaluate=dies).run()
+    outcomes = search(tmp_path, trials=6).run()
+    assert [s.technique for s in outcomes[-1].strategy.steps] or len(outcomes) == 6
+    study = optuna.load_study(study_name="petra", storage=f"sqlite:///{tmp_path}/study.db")
+    assert not [t for t in study.trials if t.state == optuna.trial.TrialState.RUNNING]
+    asked = [tuple(s.technique for s in o.strategy.steps) for o in outcomes]
+    assert ("quantize_inc",) in asked  # the first preset, which was cut off
+
+
+def test_a_failed_trial_is_recorded_and_the_search_goes_on():
+    plan = simulation.plan()
+
+    def sometimes(strategy, left):
+        if any(step.technique == "quantize_ort" for step in strategy.steps):
+            return Outcome(
+                strategy=strategy, fidelity=FULL, failed=Failed(job="transform", kind="unsupported", reason="no")
+            )
+        return simulation.evaluate(strategy, plan)
+
+    outcomes = search(trials=20, evaluate=sometimes).run()
+    assert any(o.failed for o in outcomes)
+    assert choose.best(outcomes, Goal(), simulation.SIZE)
+
+
+def test_the_same_failure_five_times_ends_the_search_with_the_reason():
+    def fails(strategy, left):
+        return Outcome(strategy=strategy, fidelity=FULL, failed=Failed(job="build", kind="crash", reason="signal 11"))
+
+    with pytest.raises(NotMet, match="signal 11"):
+        search(evaluate=fails).run()
+
+
+def test_a_full_disk_stops_the_search_resumably():
+    def full(strategy, left):
+        return Outcome(
+            strategy=strategy, fidelity=FULL, failed=Failed(job="build", kind="disk", reason="no space left")
+        )
+
+    with pytest.raises(OutOfDisk):
+        search(evaluate=full).run()
+
+
+def test_training_that_cannot_fit_is_not_asked():
+    plan = affordable(simulation.plan(train_seconds_per_row=1.0), 20.0)  # an epoch takes a quarter of an hour
+    assert [offer.technique for offer in plan.offers] == ["quantize_inc", "quantize_ort"]
+    assert "--time" in plan.unavailable["prune"]
+    assert affordable(simulation.plan(), 900.0) == simulation.plan()
