@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -30,6 +30,7 @@ SAFE_WAY = (
     "save its weights with torch.save(model.state_dict(), ...) and give the architecture as --model file.py:function; "
     "or, if you trust whoever made this file, add --trust"
 )
+T = TypeVar("T")
 _WRAPPERS = ("model", "ema", "net", "network", "module")
 
 
@@ -68,10 +69,11 @@ def open_trusted(path: Path, sniffed: Sniffed, folder: Path) -> torch.nn.Module:
             else:
                 data = torch.load(path, map_location="cpu", weights_only=False, pickle_module=helper)
     except ModuleNotFoundError as error:
+        top = str(error.name).split(".", maxsplit=1)[0]
         raise Problem(
             "input",
-            f"{path.name} needs the Python module {error.name}, which is neither installed nor beside the model in {folder}",
-            f"put {str(error.name).split('.', maxsplit=1)[0]}.py beside the model, or give a state_dict with --model file.py:function",
+            f"{path.name} needs the Python module {error.name}, which is neither installed nor in {folder}",
+            f"put {top}.py beside the model, or give a state_dict with --model file.py:function",
         ) from None
     except (Exception, SystemExit) as error:
         if isinstance(error, Problem):
@@ -144,7 +146,7 @@ def _search_for(names: tuple[str, ...], folder: Path) -> None:
                 break
 
 
-def _module_in(data: Any, kind: type[Any]) -> Any:
+def _module_in(data: Any, kind: type[T]) -> T | None:
     """The module: the object itself, or under the usual key of a checkpoint."""
     if isinstance(data, kind):
         return data

@@ -10,12 +10,11 @@ look again at what they got.
 
 import io
 import pickletools
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
-
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 
 from petra_deploy.core.errors import Problem
 
@@ -61,9 +60,9 @@ def _is_data(name: str) -> bool:
 
 
 _DTYPES = frozenset(
-    "float16 float32 float64 bfloat16 half float double int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool "
-    "complex64 complex128 float8_e4m3fn float8_e5m2 qint8 quint8 qint32".split()
-)
+    ("float16", "float32", "float64", "bfloat16", "half", "float", "double", "int8", "int16", "int32", "int64", "uint8",
+     "uint16", "uint32", "uint64", "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2")
+)  # fmt: skip
 
 
 def _scan(file: IO[bytes], where: str) -> Scan:
@@ -116,9 +115,9 @@ def _operations(file: IO[bytes]) -> Iterator[tuple[str, str]]:
                 yield kind, ""
         elif kind in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
             if strings:
-                memo[len(memo) if argument is None else int(argument)] = strings[-1]
+                memo[len(memo) if argument is None else int(str(argument))] = strings[-1]
         elif kind in ("GET", "BINGET", "LONG_BINGET"):
-            strings.append(memo.get(int(argument), "?"))
+            strings.append(memo.get(int(str(argument)), "?"))
         else:
             held = held and kind in ("FRAME", "MARK")
             yield kind, ""

@@ -6,7 +6,6 @@ and takes over only attributes that its own constructor sets, if they are plain 
 """
 
 import dis
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,18 +54,21 @@ class _Rebuilder:
         fresh: nn.Module = layer.__new__(layer)
         nn.Module.__init__(fresh)
         state = dict(fresh.__dict__)
+        known = _attributes(layer)
         for key, value in recorded.state.items():
-            self._take(layer, state, str(key), value, where)
+            self._take(layer, known, state, str(key), value, where)
         if "_flat_weights_names" in state:
             state["_flat_weights"] = [state["_parameters"].get(weight) for weight in state["_flat_weights_names"]]
         try:
-            fresh.__setstate__(state)
+            fresh.__setstate__(state)  # type: ignore[no-untyped-call]
         except Exception:  # torch's own code on a state that lacks what it needs
             raise self.refuse(where, f"its state does not fit a {layer.__name__} of this PyTorch") from None
         self.modules[id(recorded)] = fresh
         return fresh
 
-    def _take(self, layer: type[nn.Module], state: dict[str, Any], key: str, value: Any, where: str) -> None:
+    def _take(
+        self, layer: type[nn.Module], known: frozenset[str], state: dict[str, Any], key: str, value: Any, where: str
+    ) -> None:
         place = f"{where}.{key}".lstrip(".")
         if key == "_modules":
             state[key] = {n: self._child(v, f"{where}.{n}".lstrip(".")) for n, v in _items(value, self, place)}
@@ -83,7 +85,7 @@ class _Rebuilder:
                 raise self.refuse(where, f"it carries {key.strip('_').replace('_', ' ')}")
         elif callable(getattr(layer, key, None)) or key.startswith("__"):
             raise self.refuse(where, f"its state replaces the method {key}")
-        elif key in _REMADE or key not in _attributes(layer):
+        elif key in _REMADE or key not in known:
             if isinstance(value, Recorded) and value.name not in BY_NAME:
                 raise self.refuse(where, f"its attribute {key} is a {value.name}")
         else:
@@ -102,7 +104,7 @@ class _Rebuilder:
         if not isinstance(value, torch.Tensor):
             raise self.refuse(where, "a parameter is not a tensor")
         if id(value) not in self.parameters:
-            data = value.detach().as_subclass(torch.Tensor)  # type: ignore[arg-type]
+            data = value.detach().as_subclass(torch.Tensor)
             float_like = data.is_floating_point() or data.is_complex()
             self.parameters[id(value)] = nn.Parameter(data, requires_grad=bool(value.requires_grad and float_like))
         return self.parameters[id(value)]
@@ -112,7 +114,7 @@ class _Rebuilder:
             return None
         if not isinstance(value, torch.Tensor):
             raise self.refuse(where, "a buffer is not a tensor")
-        return value.detach().as_subclass(torch.Tensor)  # type: ignore[arg-type]
+        return value.detach().as_subclass(torch.Tensor)
 
     def _plain(self, value: Any, where: str, key: str) -> Any:
         if value is None or type(value) in (bool, int, float, str):
@@ -143,7 +145,6 @@ def _items(value: Any, rebuilder: _Rebuilder, where: str) -> list[tuple[str, Any
     return names
 
 
-@functools.cache
 def _attributes(layer: type[nn.Module]) -> frozenset[str]:
     """Names that the constructors of a layer set on `self`."""
     names: set[str] = set()

@@ -141,7 +141,7 @@ def _marks(path: Path, names: list[str]) -> tuple[Kind, str]:
         raise Problem(
             "input",
             f"{path.name} is a torch.package archive, which is Python code",
-            "save its weights with torch.save(model.state_dict(), ...) and give the architecture as --model file.py:function",
+            "save its weights with torch.save(model.state_dict(), ...) and give --model file.py:function",
         )
     if exported:
         return "exported", root
