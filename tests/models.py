@@ -36,25 +36,9 @@ from tests.architectures import (
 )
 
 __all__ = [
-    "CASES",
-    "Block",
-    "Case",
-    "Cnn",
-    "DictModel",
-    "Events",
-    "HandEncoder",
-    "Inception",
-    "InceptionBlock",
-    "Inverted",
-    "Mlp",
-    "MobileNet",
-    "Recurrent",
-    "ResNet",
-    "Residual",
-    "Shared",
-    "TorchEncoder",
-    "TwoInputs",
-]
+    "CASES", "Block", "Case", "Cnn", "DictModel", "Events", "HandEncoder", "Inception", "InceptionBlock",
+    "Inverted", "Mlp", "MobileNet", "Recurrent", "ResNet", "Residual", "Shared", "TorchEncoder", "TwoInputs",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ class Layout(Data):
     bytes: int
     operators: dict[str, int]  # module class or ONNX operator -> count
     groups: tuple[Group, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)  # "kind/name" -> why this part must stay as it is
 
     def of_kind(self, kind: str) -> tuple[Group, ...]:
         return tuple(group for group in self.groups if group.kind == kind)
@@ -77,13 +78,22 @@ class Knob(Data):
     strength: bool = False
 
     @classmethod
-    def real(cls, low: float, high: float, *, log: bool = False, per: str | None = None,
-             ladder: tuple[float, ...] = (), strength: bool = False) -> "Knob":
+    def real(
+        cls,
+        low: float,
+        high: float,
+        *,
+        log: bool = False,
+        per: str | None = None,
+        ladder: tuple[float, ...] = (),
+        strength: bool = False,
+    ) -> "Knob":
         return cls(kind="real", low=low, high=high, log=log, per=per, ladder=ladder, strength=strength)
 
     @classmethod
-    def integer(cls, low: int, high: int, *, log: bool = False, ladder: tuple[float, ...] = (),
-                strength: bool = False) -> "Knob":
+    def integer(
+        cls, low: int, high: int, *, log: bool = False, ladder: tuple[float, ...] = (), strength: bool = False
+    ) -> "Knob":
         return cls(kind="integer", low=low, high=high, log=log, ladder=ladder, strength=strength)
 
     @classmethod

@@ -1,0 +1,107 @@
+"""Run a changed copy of a model to see whether the change is sound; nothing is believed untried.
+
+    trial = Trial(model, example)
+    trial.breaks(changed)        # None, or why `changed` cannot stand in for `model`
+    trial.differs(lambda copy: reorder(copy, group, order))     # None where the function is the same
+
+Two batch sizes are tried: a model whose code has a size written into it often survives one.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from petra_deploy.worker.model.quiet import cause, quiet
+from petra_deploy.worker.model.surgery import twin
+
+Tensors = tuple[Tensor, ...]
+BATCHES = (2, 3)
+
+
+def rows(example: Tensors, count: int) -> Tensors:
+    """The first `count` rows of each tensor, repeated from the start where there are fewer."""
+    index = torch.arange(count) % min((len(t) for t in example if t.dim()), default=1)
+    return tuple(t[index] if t.dim() else t for t in example)
+
+
+def outputs(model: nn.Module, example: Tensors) -> Tensors:
+    """The outputs in eval mode. Gradients stay on: torch's fused encoder layers skip their submodules without."""
+    with torch.enable_grad(), quiet():
+        found = model(*example)
+    return tuple(t.detach() for t in found)
+
+
+def shapes(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(t.shape) for t in tensors)
+
+
+class Trial:
+    """What `model` answers to `example`, for changed copies to be held against.
+
+    `feeds` are the inputs used: of two and of three rows, or the example as it is where the model
+    takes no other batch size.
+    """
+
+    def __init__(self, model: nn.Module, example: Tensors) -> None:
+        self.model = model
+        self.feeds: list[Tensors] = []
+        self._shapes: list[tuple[tuple[int, ...], ...]] = []
+        self._exact: tuple[nn.Module, Tensors, Tensors, float] | None = None
+        for count in BATCHES:
+            try:
+                self._add(rows(example, count))
+            except Exception:  # a fixed batch size: the model's own forward says no
+                continue
+        if not self.feeds:
+            self._add(example)
+
+    def _add(self, feeds: Tensors) -> None:
+        found = outputs(self.model, feeds)
+        self.feeds.append(feeds)
+        self._shapes.append(shapes(found))
+
+    def breaks(self, changed: nn.Module) -> str | None:
+        for feeds, wanted in zip(self.feeds, self._shapes, strict=True):
+            try:
+                found = shapes(outputs(changed, feeds))
+            except Exception as error:  # a user's forward may raise anything
+                return f"the forward pass then fails ({cause(error)})"
+            if found != wanted:
+                return "the model's outputs then have another shape"
+        return None
+
+    def differs(self, change: Callable[[nn.Module], None]) -> str | None:
+        """Why the outputs are not the same after `change` (made to a copy), or None."""
+        exact, feeds, reference, tolerance = self._precisely()
+        changed = twin(exact)
+        try:
+            change(changed)
+            found = outputs(changed, feeds)
+        except Exception as error:
+            return f"the forward pass then fails ({cause(error)})"
+        return None if same(reference, found, tolerance) else "the outputs then differ"
+
+    def _precisely(self) -> tuple[nn.Module, Tensors, Tensors, float]:
+        """In float64 where the model permits: a mere reordering of sums then costs 1e-14, so no real change hides."""
+        if self._exact is None:
+            wide = copy.deepcopy(self.model).double().eval()
+            feeds = tuple(t.double() if t.is_floating_point() else t for t in self.feeds[0])
+            try:
+                self._exact = wide, feeds, outputs(wide, feeds), 1e-9
+            except Exception:  # dtypes are written into its forward
+                reference = outputs(self.model, self.feeds[0])
+                self._exact = self.model, self.feeds[0], reference, 1e-4
+        return self._exact
+
+
+def same(first: Sequence[Tensor], second: Sequence[Tensor], tolerance: float) -> bool:
+    """Whether all shapes agree, and all values within `tolerance` of the largest."""
+    if shapes(first) != shapes(second):
+        return False
+    for a, b in zip(first, second, strict=True):
+        scale = float(a.abs().max()) if a.numel() else 0.0
+        if not torch.allclose(a, b, rtol=0, atol=tolerance * scale + 1e-30, equal_nan=True):
+            return False
+    return True
