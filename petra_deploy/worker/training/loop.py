@@ -1,0 +1,159 @@
+"""The training loop: AdamW, a short warm-up, then half a cosine down to zero.
+
+    course = Course(epochs=20, lr=3e-3, batch_size=32)
+    trained = fit(model, rows, distance, course, seed=7)
+    trained.losses                          # mean loss of each epoch
+
+The model is trained in place and comes back on the CPU, in eval mode, with BatchNorm statistics
+taken afresh from the training rows. On the CPU the same seed gives the same weights. Epochs may be
+a fraction: half an epoch sees half of the rows.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from petra_deploy.core.errors import Problem
+from petra_deploy.worker.training.batchnorm import averaging, tracking
+from petra_deploy.worker.training.losses import Distance
+from petra_deploy.worker.training.samples import Batch, Rows
+
+_WARM = 0.1  # share of the steps in which the rate rises
+_CLIP = 5.0  # largest norm of the gradients
+_STATISTICS = 2048  # rows that set BatchNorm's statistics at the end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    epochs: float
+    lr: float
+    batch_size: int
+    weight_decay: float = 0.01
+    mix: float = 0.0  # strength of mixup: alpha of the Beta distribution, 0 for none
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Trained:
+    steps: int
+    losses: tuple[float, ...] = ()  # mean over each epoch
+
+
+def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, seed: int,
+        log: Callable[[str], None] = lambda line: None) -> Trained:  # fmt: skip
+    """Train `model` in place. Raises Problem("diverged") when the loss is no finite number."""
+    size = min(course.batch_size, len(rows))
+    per_epoch = max(len(rows) // size, 1)
+    steps = round(course.epochs * per_epoch)
+    losses: list[float] = []
+    generator = np.random.default_rng(seed)
+    cuda = [torch.cuda.current_device()] if course.device.startswith("cuda") else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        layout = _layout(model)
+        model.to(course.device).to(memory_format=layout).train()  # type: ignore[call-overload]
+        optimizer = torch.optim.AdamW(_decayed(model, course.weight_decay), lr=course.lr)
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        batches = _batches(rows, size, generator)
+        for start in range(0, steps, per_epoch):
+            part = min(per_epoch, steps - start)
+            total = torch.zeros((), device=course.device)
+            for _ in range(part):
+                total += _step(
+                    model, next(batches), distance, optimizer, course, _mixing(rows, size, course, generator)
+                )
+                rate.step()
+            losses.append(_finite(total.item() / part, len(losses), course))
+            if _worth_a_line(len(losses), math.ceil(steps / per_epoch)):
+                log(f"epoch {len(losses)}: loss {losses[-1]:.4f}")
+        if steps:
+            _refresh(model, rows, size, generator, course)
+        model.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    return Trained(steps, tuple(losses))
+
+
+def _step(model: nn.Module, batch: Batch, distance: Distance, optimizer: torch.optim.Optimizer,
+          course: Course, mixed: tuple[float, NDArray[np.int64]] | None) -> Tensor:  # fmt: skip
+    batch = batch.to(course.device)
+    optimizer.zero_grad(set_to_none=True)
+    if mixed is None:
+        loss = distance(model(*batch.inputs), batch.teacher, batch.target)
+    else:
+        share, order = mixed
+        other = batch.take(torch.from_numpy(order))
+        inputs = [share * a + (1 - share) * b for a, b in zip(batch.inputs, other.inputs, strict=True)]
+        outputs = model(*inputs)
+        loss = share * distance(outputs, batch.teacher, batch.target)
+        loss = loss + (1 - share) * distance(outputs, other.teacher, other.target)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+    optimizer.step()
+    return loss.detach()
+
+
+def _batches(rows: Rows, size: int, generator: np.random.Generator) -> Iterator[Batch]:
+    """Without end: each round over the rows in a new order; rows that fill no batch sit one round out."""
+    while True:
+        order = generator.permutation(len(rows))
+        for start in range(0, len(order) - size + 1, size):
+            yield rows.take(order[start : start + size])
+
+
+def _mixing(
+    rows: Rows, size: int, course: Course, generator: np.random.Generator
+) -> tuple[float, NDArray[np.int64]] | None:
+    if not course.mix:
+        return None
+    return float(generator.beta(course.mix, course.mix)), generator.permutation(size)
+
+
+def _rate(step: int, steps: int) -> float:
+    """Share of the full rate: up in a straight line over the warm-up, then half a cosine to zero."""
+    warm = max(1, round(_WARM * steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
+
+
+def _decayed(model: nn.Module, decay: float) -> list[dict[str, object]]:
+    """Weight decay for matrices and kernels; none for biases, norms and other vectors."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _layout(model: nn.Module) -> torch.memory_format:
+    """Channels last where there are 2D convolutions: the CPU's and the GPU's kernels prefer it."""
+    images = any(isinstance(m, nn.Conv2d) for m in model.modules())
+    return torch.channels_last if images else torch.contiguous_format
+
+
+def _refresh(model: nn.Module, rows: Rows, size: int, generator: np.random.Generator, course: Course) -> None:
+    """The running statistics lag behind the weights when steps are few; take them afresh."""
+    norms = tracking(model)
+    if not norms:
+        return
+    model.eval()
+    chosen = generator.permutation(len(rows))[:_STATISTICS]
+    with torch.no_grad(), averaging(norms):
+        for start in range(0, len(chosen) - size + 1, size):
+            model(*rows.take(chosen[start : start + size]).to(course.device).inputs)
+
+
+def _finite(loss: float, epoch: int, course: Course) -> float:
+    if math.isfinite(loss):
+        return loss
+    raise Problem("diverged", f"recovery training diverged in epoch {epoch + 1}: the loss is {loss}",
+                  f"lower the rate (lr was {course.lr:g})")  # fmt: skip
+
+
+def _worth_a_line(epoch: int, epochs: int) -> bool:
+    """About ten lines a training, the last epoch among them."""
+    return epoch == epochs or epoch % max(1, epochs // 10) == 0

@@ -1,0 +1,88 @@
+"""Training rows as tensors: the inputs, and what the outputs should be, batch by batch.
+
+    rows = Rows.of(tools.train, names=("image",), teacher=tools.teacher_outputs())
+    batch = rows.take(np.arange(32))
+    batch.inputs, batch.teacher, batch.target
+
+Rows are numpy arrays, perhaps memory-mapped and larger than memory: a batch is copied out when its
+turn comes, never the whole split.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from petra_deploy.core.samples import Samples
+from petra_deploy.core.workload import Signature
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Batch:
+    inputs: tuple[Tensor, ...]  # in the signature's order
+    teacher: tuple[Tensor, ...]  # the original's outputs on these rows, in its order
+    target: Tensor | None
+
+    def to(self, device: str) -> "Batch":
+        target = None if self.target is None else self.target.to(device)
+        return Batch(on_device(self.inputs, device), on_device(self.teacher, device), target)
+
+    def take(self, order: Tensor) -> "Batch":
+        """The same rows in another order."""
+        order = order.to(self.inputs[0].device)
+        inputs, teacher = (tuple(t[order] for t in tensors) for tensors in (self.inputs, self.teacher))
+        return Batch(inputs, teacher, None if self.target is None else self.target[order])
+
+
+@dataclass(frozen=True)
+class Rows:
+    inputs: tuple[Array, ...]  # each (rows, ...)
+    teacher: tuple[Array, ...]  # each (rows, ...)
+    target: Array | None = None
+
+    @classmethod
+    def of(cls, samples: Samples, names: Sequence[str], teacher: Sequence[Array]) -> "Rows":
+        """`names` gives the inputs' order. Raises ValueError where the teacher has other rows."""
+        for output in teacher:
+            if len(output) != len(samples):
+                raise ValueError(f"the original's outputs have {len(output)} rows, the training data {len(samples)}")
+        return cls(tuple(samples.inputs[name] for name in names), tuple(teacher), samples.target)
+
+    def __len__(self) -> int:
+        return len(self.inputs[0])
+
+    @property
+    def continuous(self) -> bool:
+        """Whether every input is of floats, so that rows can be mixed."""
+        return all(np.issubdtype(values.dtype, np.floating) for values in self.inputs)
+
+    def take(self, index: Array) -> Batch:
+        """These rows, in this order, as tensors on the CPU."""
+        return Batch(
+            tuple(_tensor(values, index) for values in self.inputs),
+            tuple(_tensor(values, index) for values in self.teacher),
+            None if self.target is None else _tensor(self.target, index),
+        )
+
+
+def batch_size(signature: Signature, wanted: int) -> int:
+    """`wanted`, or the one size that the model takes where its batch dimension is fixed."""
+    if signature.dynamic_batch:
+        return wanted
+    sizes = [spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], int)]
+    return int(sizes[0]) if sizes else wanted
+
+
+def on_device(tensors: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:
+    """There, images with their channels last, as 2D convolutions run fastest."""
+    return tuple(t.to(device, memory_format=torch.channels_last) if t.ndim == 4 else t.to(device) for t in tensors)
+
+
+def _tensor(values: Array, index: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values[index]))
