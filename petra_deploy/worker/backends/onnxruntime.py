@@ -1,0 +1,199 @@
+"""ONNX Runtime on the processor: an engine is the ONNX file itself plus the settings of its session.
+
+    engine = build(graph, store.path(graph.key) / "model.onnx", target, {"threads": 1}, folder)
+    with open(folder, engine.settings) as runner:
+        logits, = runner.run({"image": image})
+
+A session is opened as it will be served: one inter-op thread, no spinning (a spinning pool steals
+the core of whatever runs beside it). ONNX Runtime's SkipLayerNormalization was seen several times
+slower than the nodes it replaces, so whether to fuse it is a knob. Never loads custom operators.
+"""
+
+import collections
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Any, Literal, Self
+
+import numpy as np
+import onnxruntime as ort
+from annotated_types import Ge
+from numpy.typing import NDArray
+
+from petra_deploy.core import files
+from petra_deploy.core.data import Data
+from petra_deploy.core.errors import Problem
+from petra_deploy.core.outcome import Engine, Graph
+from petra_deploy.core.plan import Knob
+from petra_deploy.core.target import Target
+from petra_deploy.core.workload import Signature, TensorSpec
+
+_LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "none": "ORT_DISABLE_ALL",
+}
+_SKIP_LAYER_NORM = "SkipLayerNormFusion"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Data):
+    threads: Annotated[int, Ge(1)] | None = None  # None: what the target says
+    optimization: Literal["all", "extended", "basic", "none"] = "all"
+    fusions: Literal["default", "no_skip_layer_norm"] = "default"
+    disabled_optimizers: tuple[str, ...] = ()  # ONNX Runtime's own names
+    execution_mode: Literal["sequential", "parallel"] = "sequential"
+    allow_spinning: bool = False
+    arena: bool = True  # keep memory between calls
+
+    def disabled(self) -> list[str]:
+        extra = {_SKIP_LAYER_NORM} if self.fusions == "no_skip_layer_norm" else set()
+        return sorted({*self.disabled_optimizers, *extra})
+
+
+def obstacles(target: Target) -> tuple[str, ...]:
+    return () if target.device == "cpu" else ("this backend runs on the processor only",)
+
+
+def knobs(target: Target) -> dict[str, Knob]:
+    return {"fusions": Knob.choice("default", "no_skip_layer_norm")}
+
+
+def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, object], folder: Path) -> Engine:
+    """Put `model.onnx` into `folder`, and show that it opens and runs with these settings.
+
+    The engine's key is empty: who publishes the folder knows it. Raises Problem "unsupported"
+    where ONNX Runtime refuses the graph, "mismatch" where its doors are not the signature's.
+    """
+    wanted = files.decode(dict(settings), Settings, "the runtime settings")
+    resolved = asdict(wanted) | {"threads": wanted.threads or target.threads}
+    resolved["disabled_optimizers"] = wanted.disabled()
+    shutil.copyfile(model, folder / "model.onnx")
+    with tempfile.TemporaryDirectory() as scratch:
+        optimized = Path(scratch) / "optimized.onnx"
+        with Session(folder / "model.onnx", resolved, optimized=optimized) as runner:
+            _check_doors(runner, graph.signature)
+            _try(runner, graph.signature)
+        operators = _operators(optimized)
+    return Engine(
+        key="", graph=graph.key, backend="onnxruntime", signature=graph.signature, settings=resolved,
+        versions=describe(), bytes=(folder / "model.onnx").stat().st_size, facts={"operators": operators},
+    )  # fmt: skip
+
+
+def open(folder: Path, settings: Mapping[str, object], *, seed: int = 0) -> "Session":
+    """Open the engine in `folder`. `seed` moves where its memory lies, which moves its speed."""
+    generator = np.random.default_rng(seed)
+    padding = [np.ones(int(generator.integers(1, 300_000))) for _ in range(4)]
+    return Session(folder / "model.onnx", settings, padding=padding)
+
+
+def describe() -> dict[str, str]:
+    return {"onnxruntime": ort.__version__}
+
+
+class Session:
+    """A Runner: outputs come in the graph's order. Closing twice is harmless."""
+
+    def __init__(self, model: Path, settings: Mapping[str, object], *, optimized: Path | None = None,
+                 padding: list[NDArray[np.float64]] | None = None) -> None:  # fmt: skip
+        chosen = Settings(**settings)  # type: ignore[arg-type]
+        options = _options(chosen, optimized)
+        try:
+            self._session: Any = ort.InferenceSession(
+                str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=chosen.disabled()
+            )
+        except Exception as error:  # ONNX Runtime's errors share no base of their own
+            raise Problem("unsupported", f"ONNX Runtime refuses the model: {_sentence(error)}") from error
+        self._padding = padding
+        self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+        """Raises Problem "unsupported" where the engine cannot run on these feeds."""
+        try:
+            outputs: list[NDArray[Any]] = self._session.run(None, feeds)
+        except Exception as error:
+            raise Problem("unsupported", f"the engine cannot run: {_sentence(error)}") from error
+        return outputs
+
+    def close(self) -> None:
+        self._session = self._padding = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def example(spec: TensorSpec, batch: int) -> NDArray[Any]:
+    """Zeros for whole numbers (valid as an index), else ones; `batch` for the symbolic dimensions."""
+    shape = tuple(batch if isinstance(size, str) else size for size in spec.shape)
+    return (
+        np.zeros(shape, spec.dtype) if np.issubdtype(np.dtype(spec.dtype), np.integer) else np.ones(shape, spec.dtype)
+    )
+
+
+def _options(settings: Settings, optimized: Path | None) -> Any:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = settings.threads or 1
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, _LEVELS[settings.optimization])
+    parallel = settings.execution_mode == "parallel"
+    options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
+    options.enable_cpu_mem_arena = settings.arena
+    options.log_severity_level = 3
+    for pool in ("intra_op", "inter_op"):
+        options.add_session_config_entry(f"session.{pool}.allow_spinning", "1" if settings.allow_spinning else "0")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+        options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
+    return options
+
+
+def _check_doors(runner: Session, signature: Signature) -> None:
+    for what, has, wants in (
+        ("inputs", runner.inputs, signature.inputs), ("outputs", runner.outputs, signature.outputs)
+    ):  # fmt: skip
+        names = tuple(spec.name for spec in wants)
+        if has != names and (what == "outputs" or not set(has) <= set(names)):
+            raise Problem("mismatch", f"the graph's {what} are {', '.join(has)}, not {', '.join(names)}")
+
+
+def _try(runner: Session, signature: Signature) -> None:
+    """Run at one row, and at two where the batch is dynamic.
+
+    A model with further dynamic dimensions is left to the data: no size suits every one of them.
+    """
+    if any(isinstance(size, str) for spec in signature.inputs for size in spec.shape[1:]):
+        return
+    for batch in (1, 2) if signature.dynamic_batch else (1,):
+        feeds = {spec.name: example(spec, batch) for spec in signature.inputs if spec.name in runner.inputs}
+        runner.run(feeds)
+
+
+def _operators(optimized: Path) -> dict[str, int]:
+    """How often each operator occurs in the graph that ONNX Runtime made, subgraphs included."""
+    import onnx  # here, so that a process which only serves does not carry it
+
+    counts: collections.Counter[str] = collections.Counter()
+    graphs = [onnx.load(str(optimized), load_external_data=False).graph]
+    while graphs:
+        for node in graphs.pop().node:
+            counts[node.op_type] += 1
+            graphs += [a.g for a in node.attribute if a.HasField("g")]
+    return dict(sorted(counts.items()))
+
+
+def _sentence(error: Exception) -> str:
+    """ONNX Runtime's message without its code and source lines."""
+    text = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
+    parts = text.split(" : ", 2)
+    return (parts[-1] if len(parts) == 3 else text)[:300] or type(error).__name__

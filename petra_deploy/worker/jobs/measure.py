@@ -1,0 +1,102 @@
+"""Measure: a candidate's engine against the baseline's, alone on the device.
+
+The order of things is TRUST's: the device's lock, one core, the state of the machine, rounds of
+fresh pairs, then a child of its own for the memory. The raw rounds go to the store, and every
+Figure is a pure function of them.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petra_deploy.core import files, machine, registry
+from petra_deploy.core.errors import Problem
+from petra_deploy.core.extension import Backend, Runner
+from petra_deploy.core.job import Measure
+from petra_deploy.core.outcome import Engine, Figure, Measurement
+from petra_deploy.core.samples import Samples
+from petra_deploy.worker.context import Context
+from petra_deploy.worker.measure import loop, preflight
+from petra_deploy.worker.measure.figures import drift, figures
+from petra_deploy.worker.measure.lock import exclusive
+from petra_deploy.worker.measure.memory import peak_bytes
+
+_FEEDS = 4  # different feeds of a batch size, served in turn
+
+
+def run(job: Measure, context: Context) -> Measurement:
+    """Figures of both engines, at each batch size. Raises Problem where an engine cannot run."""
+    engines = {"candidate": job.engine, "baseline": job.baseline}
+    samples = Samples.open(context.store.path(job.split.key))
+    feeds = {batch: make_feeds(samples, job.engine, batch) for batch in batch_sizes(job)}
+    threads = max(_threads(engine) for engine in engines.values())
+    cpu_clock = time.thread_time_ns if threads == 1 else time.process_time_ns
+    with exclusive(context.store.root, job.target.device, context.log), preflight.pinned(threads) as core:
+        before = preflight.state()
+        rounds = loop.measure(
+            {side: _opener(engine, context) for side, engine in engines.items()}, feeds,
+            rounds=job.rounds, seed=job.seed, cpu_clock=cpu_clock, log=context.log,
+        )  # fmt: skip
+        after = preflight.state()
+        peak = _peak(job.engine, feeds[next(iter(feeds))], context)
+    found = figures(rounds)
+    surroundings: dict[str, object] = {**machine.fingerprint(), "core": core, "before": before, "after": after}
+    record = {
+        "schema": "petra-deploy/rounds/1", "candidate": job.engine.key, "baseline": job.baseline.key,
+        "seed": job.seed, "machine": surroundings, "rounds": rounds,
+    }  # fmt: skip
+    key = context.store.add(lambda folder: (folder / "rounds.json").write_text(json.dumps(files.plain(record))))
+    return Measurement(
+        candidate=found.candidate,
+        baseline=found.baseline,
+        speedups=found.speedups,
+        load=found.load,
+        peak_memory=Figure(value=float(peak), unit="bytes", origin="counted"),
+        rounds=key,
+        machine={**surroundings, "drift": drift(rounds)},
+        warnings=(*preflight.warnings(before, after), *found.warnings),
+    )
+
+
+def batch_sizes(job: Measure) -> tuple[int, ...]:
+    """Those asked for; the one and only where the model's batch is fixed."""
+    if job.engine.signature.dynamic_batch:
+        return tuple(dict.fromkeys(job.batches))
+    shape = job.engine.signature.inputs[0].shape
+    return (shape[0],) if shape and isinstance(shape[0], int) else (1,)
+
+
+def make_feeds(samples: Samples, engine: Engine, batch: int) -> list[dict[str, NDArray[Any]]]:
+    """A few batches of the split's rows; rows come round again where there are too few."""
+    names = [spec.name for spec in engine.signature.inputs]
+    if missing := [name for name in names if name not in samples.inputs]:
+        raise Problem("input", f"the data has no input {missing[0]!r}; it has {', '.join(samples.inputs)}")
+    rows, made = len(samples), []
+    for index in range(min(_FEEDS, -(-rows // batch))):
+        chosen = np.arange(index * batch, (index + 1) * batch) % rows
+        made.append({name: np.ascontiguousarray(samples.inputs[name][chosen]) for name in names})
+    return made
+
+
+def _opener(engine: Engine, context: Context) -> Callable[[int], Runner]:
+    backend: Backend = registry.find("backend", engine.backend)
+    folder = context.store.path(engine.key)
+    return lambda seed: backend.open(folder, engine.settings, seed=seed)
+
+
+def _peak(engine: Engine, feeds: list[dict[str, NDArray[Any]]], context: Context) -> int:
+    scratch = context.store.scratch()
+    try:
+        return peak_bytes(engine.backend, context.store.path(engine.key), engine.settings, feeds, scratch)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _threads(engine: Engine) -> int:
+    threads = engine.settings.get("threads", 1)
+    return threads if isinstance(threads, int) else 1

@@ -1,0 +1,106 @@
+"""From the recorded rounds to Figures and warnings: a pure function of that record.
+
+    candidate, baseline, speedups, load, notes = figures(record["rounds"])
+
+Whoever keeps the record can repeat every number of a report from it.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petra_deploy.core import stats
+from petra_deploy.core.outcome import Figure, Latency
+
+Record = dict[str, Any]
+_CPU_DIFFERENCE = math.log(1.10)
+_DRIFT = 0.05
+
+
+class Figures(NamedTuple):
+    candidate: tuple[Latency, ...]
+    baseline: tuple[Latency, ...]
+    speedups: tuple[Figure, ...]
+    load: Figure
+    warnings: tuple[str, ...]
+
+
+def figures(rounds: Sequence[Record]) -> Figures:
+    """Latency of both sides and their ratio, at each batch size in the order measured."""
+    batches = list(rounds[0]["batches"])
+    loads = [one["load_ns"]["candidate"] / 1e6 for one in rounds]
+    return Figures(
+        candidate=tuple(_latency(rounds, batch, "candidate") for batch in batches),
+        baseline=tuple(_latency(rounds, batch, "baseline") for batch in batches),
+        speedups=tuple(stats.speedup(log_ratios(rounds, batch)) for batch in batches),
+        load=stats.spread(loads, "ms"),
+        warnings=tuple(_warnings(rounds, batches)),
+    )
+
+
+def log_ratios(rounds: Sequence[Record], batch: str, clock: str = "hot_ns") -> list[float]:
+    """log(candidate / baseline) of the median calls, one a round."""
+
+    def middle(one: Record, side: str) -> float:
+        return max(float(statistics.median(one["batches"][batch][side][clock])), 1.0)
+
+    return [math.log(middle(one, "candidate") / middle(one, "baseline")) for one in rounds]
+
+
+def drift(rounds: Sequence[Record]) -> dict[str, list[dict[str, float]]]:
+    """Of each side at the first batch size: the last third of a round's calls against the first.
+
+    `ratio` is of their medians, `p` of the sign test; one entry a round.
+    """
+    batch = next(iter(rounds[0]["batches"]))
+    found: dict[str, list[dict[str, float]]] = {}
+    for side in ("candidate", "baseline"):
+        found[side] = []
+        for one in rounds:
+            calls = np.asarray(one["batches"][batch][side]["hot_ns"], dtype=np.float64)
+            third = max(1, len(calls) // 3)
+            first, last = calls[:third], calls[-third:]
+            ratio = float(np.median(last) / max(float(np.median(first)), 1.0))
+            found[side].append({"ratio": ratio, "p": stats.sign_test(first, last)})
+    return found
+
+
+def _latency(rounds: Sequence[Record], batch: str, side: str) -> Latency:
+    def times(key: str) -> list[NDArray[np.float64]]:
+        return [np.asarray(one["batches"][batch][side][key], dtype=np.float64) / 1e6 for one in rounds]
+
+    hot = times("hot_ns")
+    pooled, p50 = np.concatenate(hot), stats.median(hot, "ms")
+    return Latency(
+        batch=int(batch),
+        p50=p50,
+        p90=stats.percentile(pooled, 0.90, "ms"),
+        p99=stats.percentile(pooled, 0.99, "ms"),
+        first=stats.median(times("first_ns"), "ms"),
+        throughput=stats.rate(p50, int(batch)),
+    )
+
+
+def _warnings(rounds: Sequence[Record], batches: Sequence[str]) -> list[str]:
+    found = []
+    for batch in batches:
+        wall = -statistics.fmean(log_ratios(rounds, batch))
+        cpu = -statistics.fmean(log_ratios(rounds, batch, "cpu_ns"))
+        if abs(wall - cpu) > _CPU_DIFFERENCE:
+            found.append(
+                f"at batch {batch} the speedup is {math.exp(wall):.2f}x by the clock and {math.exp(cpu):.2f}x by "
+                "processor time: other programs took the core; measure again on a quiet machine"
+            )
+    for side, thirds in drift(rounds).items():
+        changes = [third["ratio"] - 1 for third in thirds]
+        steady = all(c > _DRIFT for c in changes) or all(c < -_DRIFT for c in changes)
+        if len(thirds) > 2 and steady and all(third["p"] < 0.01 for third in thirds):
+            found.append(
+                f"the {side} drifted by {statistics.median(changes):+.0%} within every round: the processor may be "
+                "throttling; let it cool, or fix its frequency"
+            )
+    return found

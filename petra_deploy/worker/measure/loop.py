@@ -1,0 +1,178 @@
+"""Rounds: a fresh pair of engines each, runs of calls in random order, every call's time kept.
+
+    round_ = one_round(openers, feeds, seed=1)          # {"candidate": {...}, "baseline": {...}}
+
+A round opens both engines anew in random order with random padding, since a session's place in
+memory moves its speed by more than its calls scatter. Inside, one engine runs at a time, in runs:
+alternating single calls would let the larger model evict the smaller from the caches at each
+switch and distort a ratio threefold. The first call of a run is kept apart. Nothing is dropped.
+
+What is recorded is plain data and goes to the store as it is; `figures.py` makes Figures of it.
+"""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from petra_deploy.core.errors import Problem
+from petra_deploy.core.extension import Runner
+
+Feeds = Mapping[str, NDArray[Any]]
+Record = dict[str, Any]
+SIDES = ("candidate", "baseline")
+
+CALLS = 200  # hot calls of an engine in a round, where time permits
+RUN_CALLS, RUN_SECONDS = 10, 5e-3  # a run is at least both
+WARM_CALLS, WARM_SECONDS = 3, 50e-3  # and warming up too
+GAP_SECONDS = 1.0  # a wait this long without work is a stop or a sleep, not the machine's speed
+REPEATS = 3  # of interrupted rounds, in all
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What one batch size may cost an engine in a round."""
+
+    seconds: float
+    fewest_runs: int
+
+
+FULL = Effort(seconds=1.0, fewest_runs=3)
+SHORT = Effort(seconds=0.3, fewest_runs=2)  # every batch size but the first
+SLOW_SECONDS = 0.3  # a call this long finds its caches cold in any case: runs of two will do
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def measure(
+    openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, rounds: int, seed: int,
+    cpu_clock: Callable[[], int] = time.thread_time_ns, log: Callable[[str], None],
+) -> list[Record]:  # fmt: skip
+    """`rounds` rounds of the candidate against the baseline, at every batch size of `feeds`.
+
+    `openers` make a side's engine given a seed. An interrupted round (the machine slept, the
+    process was stopped) is discarded and repeated. Raises Problem when that goes on.
+    """
+    done: list[Record] = []
+    for attempt in range(rounds + REPEATS):
+        try:
+            done.append(one_round(openers, feeds, seed=seed * 10_007 + attempt, cpu_clock=cpu_clock))
+        except _Interrupted as gap:
+            log(f"round {len(done) + 1} is discarded and repeated: {gap}")
+        if len(done) == rounds:
+            return done
+    raise Problem("lost", f"more than {REPEATS} rounds were interrupted: the process was stopped, or the machine slept",
+                  "measure while the machine stays awake")  # fmt: skip
+
+
+def one_round(
+    openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, seed: int,
+    cpu_clock: Callable[[], int] = time.thread_time_ns,
+) -> Record:  # fmt: skip
+    """{"seed", "opened": order, "load_ns": {side}, "batches": {batch: {side: times}, "order"}}."""
+    generator = np.random.default_rng(seed)
+    opened = [SIDES[i] for i in generator.permutation(2)]
+    engines: dict[str, Runner] = {}
+    load: dict[str, int] = {}
+    try:
+        for side in opened:
+            start = time.perf_counter_ns()
+            engines[side] = openers[side](int(generator.integers(2**31)))
+            load[side] = time.perf_counter_ns() - start
+        asleep = _suspended()
+        batches = {}
+        for index, (batch, rows) in enumerate(feeds.items()):
+            batches[str(batch)] = _batch(engines, rows, FULL if index == 0 else SHORT, generator, cpu_clock)
+        if _suspended() - asleep > 0.1:
+            raise _Interrupted("the machine slept")
+    finally:
+        for engine in engines.values():
+            engine.close()
+    return {"seed": seed, "opened": opened, "load_ns": load, "batches": batches}
+
+
+def _batch(
+    engines: Mapping[str, Runner], rows: Sequence[Feeds], effort: Effort, generator: np.random.Generator,
+    cpu_clock: Callable[[], int],
+) -> Record:  # fmt: skip
+    seconds = {side: _warm_up(engines[side], rows, effort) for side in SIDES}
+    runs, lengths = plan(seconds, effort)
+    record: Record = {side: {"first_ns": [], "hot_ns": [], "cpu_ns": []} for side in SIDES}
+    record["order"] = []
+    watch = _Watch(cpu_clock)
+    for _ in range(runs):
+        for side in [SIDES[i] for i in generator.permutation(2)]:
+            record["order"].append(side)
+            _run(engines[side], rows, lengths[side], record[side], cpu_clock)
+            watch.check(record[side], lengths[side])
+    return record
+
+
+def plan(seconds: Mapping[str, float], effort: Effort) -> tuple[int, dict[str, int]]:
+    """(runs of each engine, calls in a run of each) from the seconds that one call takes."""
+    slowest = max(seconds.values())
+    most = CALLS // RUN_CALLS
+    runs = max(effort.fewest_runs, min(most, math.floor(effort.seconds / (RUN_CALLS * slowest))))
+    lengths = {}
+    for side, each in seconds.items():
+        wanted = max(RUN_CALLS, math.ceil(RUN_SECONDS / each), math.ceil(CALLS / runs)) + 1  # the first is apart
+        fewest = 2 if each > SLOW_SECONDS else 3
+        lengths[side] = max(fewest, min(wanted, math.floor(effort.seconds / (runs * each))))
+    return runs, lengths
+
+
+def _warm_up(engine: Runner, rows: Sequence[Feeds], effort: Effort) -> float:
+    """Seconds of one call, after three calls or 50 ms, whichever is more; slow engines get fewer."""
+    times: list[float] = []
+    while len(times) < WARM_CALLS or sum(times) < WARM_SECONDS:
+        start = time.perf_counter()
+        engine.run(rows[len(times) % len(rows)])
+        times.append(max(time.perf_counter() - start, 1e-7))
+        if sum(times) > effort.seconds:
+            break
+    return statistics.median(times[len(times) // 2 :])
+
+
+def _run(engine: Runner, rows: Sequence[Feeds], calls: int, record: Record, cpu_clock: Callable[[], int]) -> None:
+    clock, run = time.perf_counter_ns, engine.run
+    walls, cpus = [], []
+    for call in range(calls):
+        feeds = rows[call % len(rows)]
+        used = cpu_clock()
+        start = clock()
+        run(feeds)
+        walls.append(clock() - start)
+        cpus.append(cpu_clock() - used)
+    record["first_ns"].append(walls[0])
+    record["hot_ns"] += walls[1:]
+    record["cpu_ns"] += cpus[1:]
+
+
+class _Watch:
+    """Tells a run in which the clock went on and the process did not."""
+
+    def __init__(self, cpu_clock: Callable[[], int]) -> None:
+        self._cpu_clock = cpu_clock
+        self._wall, self._cpu = time.perf_counter_ns(), cpu_clock()
+
+    def check(self, record: Record, calls: int) -> None:
+        """Raises _Interrupted if, since the last check, one wait was longer than contention explains."""
+        wall, cpu = time.perf_counter_ns(), self._cpu_clock()
+        idle = (wall - self._wall) - (cpu - self._cpu)
+        self._wall, self._cpu = wall, cpu
+        longest = max([record["first_ns"][-1], *record["hot_ns"][-(calls - 1) :]])
+        if idle > GAP_SECONDS * 1e9 and longest - statistics.median(record["cpu_ns"]) > 0.8 * idle:
+            raise _Interrupted(f"the process stood still for {idle / 1e9:.1f} s")
+
+
+def _suspended() -> float:
+    """Seconds that the machine has slept since it started; 0 where the system does not say."""
+    boot = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.clock_gettime(boot) - time.clock_gettime(time.CLOCK_MONOTONIC) if boot is not None else 0.0
