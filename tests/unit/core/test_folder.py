@@ -97,7 +97,7 @@ def test_a_folder_that_holds_the_model_is_fine(tmp_path: Path) -> None:
 def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
     (tmp_path / "out").write_text("")
     for path in (tmp_path / "out", tmp_path / "out" / "deeper"):
-        with pytest.raises(BadInput, match="is a file|cannot be"), open_run(path, False):
+        with pytest.raises(BadInput, match=r"is a file|cannot be"), open_run(path, False):
             pass
 
 

@@ -1,0 +1,64 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import petra_deploy
+from petra_deploy.core.errors import BadInput, NotMet
+from petra_deploy.core.store import Store
+from petra_deploy.driver.bundle.write import Shipment, write
+
+
+@pytest.fixture
+def bundle(shipment: Shipment, store: Store, tmp_path: Path) -> Path:
+    write(tmp_path / "bundle", shipment, store)
+    return tmp_path / "bundle"
+
+
+IMAGE = np.ones((2, 1, 8), np.float32)
+KIND = np.array([0, 5])
+EXPECTED = np.array([[[84, 92, 100]], [[89, 97, 105]]], np.float32)
+
+
+def test_outputs_come_by_name_or_in_order(bundle: Path) -> None:
+    with petra_deploy.load_bundle(bundle) as opened:
+        np.testing.assert_allclose(opened.run({"kind": KIND, "image": IMAGE})["output"], EXPECTED)
+        np.testing.assert_allclose(opened(IMAGE, KIND)[0], EXPECTED)
+        assert opened.manifest.seed == 7
+    opened.close()
+
+
+def test_lists_and_narrower_or_wider_numbers_of_the_same_kind_are_taken(bundle: Path) -> None:
+    with petra_deploy.load_bundle(str(bundle)) as opened:
+        got = opened.run({"image": IMAGE.astype(np.float64), "kind": [0, 5]})
+        np.testing.assert_allclose(got["output"], EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        ({"image": IMAGE}, "kind"),
+        ({"image": IMAGE, "kind": KIND, "mask": KIND}, "mask"),
+        ({"image": IMAGE, "kind": KIND.astype(np.float32)}, "'kind' is float32"),
+        ({"image": IMAGE[:, :, :7], "kind": KIND}, r"'image' has shape \(2, 1, 7\)"),
+        ({"image": IMAGE[0], "kind": KIND}, "has shape"),
+    ],
+)
+def test_wrong_inputs_are_named(bundle: Path, inputs: dict[str, np.ndarray], said: str) -> None:
+    with petra_deploy.load_bundle(bundle) as opened, pytest.raises(BadInput, match=said):
+        opened.run(inputs)
+
+
+def test_a_changed_engine_is_not_opened(bundle: Path) -> None:
+    (bundle / "model.onnx").write_bytes(b"something else")
+    with pytest.raises(NotMet, match="has changed"):
+        petra_deploy.load_bundle(bundle)
+
+
+def test_serving_needs_no_torch(bundle: Path) -> None:
+    code = "import sys, petra_deploy; petra_deploy.load_bundle(sys.argv[1]).close(); "
+    code += "print(sorted({'torch', 'optuna', 'onnx', 'cmaes'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
