@@ -4,18 +4,26 @@
     model = case.adapter()                   # petra_deploy's Adapter, eval mode
     outputs = model(*case.tensors(rows=4))
     case.signature()                         # with a dynamic batch
+    prune.apply(model, options, case.tools(tmp_path))
 
 The architectures themselves are in `tests/architectures.py` and can be imported from here too.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from petra_deploy.core.workload import BATCH, Signature, TensorSpec
+from petra_deploy.core.extension import Tools
+from petra_deploy.core.plan import Layout
+from petra_deploy.core.samples import Samples
+from petra_deploy.core.workload import BATCH, MetricSpec, Signature, TensorSpec
 from petra_deploy.worker.model.adapter import Adapter, Call, flatten
+from petra_deploy.worker.model.layout import layout
 from tests.architectures import (
     Block,
     Cnn,
@@ -65,6 +73,32 @@ class Case:
         if "mask" in made:
             made["mask"][:, 0] = 1  # attention over no token at all is NaN
         return tuple(made.values())
+
+    def samples(self, rows: int = 16, seed: int = 0, target: bool = True) -> Samples:
+        """Random inputs; the target is what the model itself says of them (its first output's argmax)."""
+        tensors = self.tensors(rows, seed)
+        with torch.no_grad():
+            said = self.adapter()(*tensors)[0].flatten(1).argmax(1).numpy()
+        inputs = {name: tensor.numpy() for name, tensor in zip(self.shapes, tensors, strict=True)}
+        return Samples(inputs, said if target else None)
+
+    def tools(self, scratch: Path, rows: int = 16, seed: int = 0, **changes: object) -> Tools:
+        """Tools for a technique: calibration and training rows of `samples`, the model as its own teacher."""
+        train = self.samples(rows, seed + 1)
+
+        def outputs() -> list[np.ndarray]:
+            with torch.no_grad():
+                return [t.numpy() for t in self.adapter()(*(torch.from_numpy(v) for v in train.inputs.values()))]
+
+        fields = {
+            "calibration": self.samples(rows, seed), "train": train, "teacher": lambda: copy.deepcopy(self.adapter()),
+            "teacher_outputs": outputs, "signature": self.signature(), "metric": MetricSpec(name="accuracy"),
+            "seed": seed, "scratch": scratch, "log": lambda _: None,
+        }  # fmt: skip
+        return Tools(**{**fields, **changes})
+
+    def layout(self) -> Layout:
+        return layout(self.adapter(), self.tensors(4), "module", self.signature())
 
     def signature(self) -> Signature:
         tensors = self.tensors(2)

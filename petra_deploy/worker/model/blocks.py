@@ -78,6 +78,19 @@ def take_out(model: nn.Module, names: Sequence[str], example: Tensors) -> None:
         adapter.replace(model, name, through)
 
 
+def gone(model: nn.Module, name: str) -> bool:
+    """Whether the layer called `name` was in a block that has been taken out, or was one."""
+    found: nn.Module = getattr(model, "inner", model)
+    for part in name.split("."):
+        if isinstance(found, PassThrough):
+            return True
+        child = getattr(found, part, None)
+        if not isinstance(child, nn.Module):
+            return False
+        found = child
+    return isinstance(found, PassThrough)
+
+
 def _batch_first(layer: nn.Module) -> bool:
     return bool(getattr(getattr(layer, "self_attn", None), "batch_first", False))
 

@@ -8,7 +8,6 @@ Every group has been tried on a copy of the model: what is offered runs and keep
 """
 
 from collections import Counter
-from pathlib import Path
 
 from torch import nn
 
@@ -68,21 +67,6 @@ def layout(model: nn.Module, example: Tensors, form: Form, signature: Signature)
         operators=operators(model),
         groups=tuple(groups),
         refused={f"{kind}/{name}": why for kind, found in reasons.items() for name, why in found.items()},
-    )
-
-
-def graph_layout(path: Path, form: Form, signature: Signature) -> Layout:
-    """Of an ONNX file: its operators and sizes. Its structure is fixed, so it has no groups."""
-    import onnx
-
-    model = onnx.load(path)
-    sizes = [onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer]
-    return Layout(
-        form=form,
-        signature=signature,
-        parameters=sum(array.size for array in sizes if array.dtype.kind == "f"),
-        bytes=sum(array.nbytes for array in sizes),
-        operators=dict(Counter(node.op_type for node in model.graph.node)),
     )
 
 

@@ -63,6 +63,16 @@ def twin(model: nn.Module, *, trainable: bool = False) -> nn.Module:
     return copy.deepcopy(model, shared).eval()
 
 
+def own(model: nn.Module) -> nn.Module:
+    """The same model with weights of its own: nothing is shared any more with what it was made from."""
+    return copy.deepcopy(model)
+
+
+def size(model: nn.Module) -> int:
+    """Parameters of `model`, shared ones counted once."""
+    return sum(p.numel() for p in model.parameters())
+
+
 def keep(model: nn.Module, kept: Mapping[Coupling, Sequence[int]]) -> None:
     """Change `model` in place: of each coupling only the `kept` channels stay, in ascending order."""
     masks: dict[tuple[str, Side, int | None], Tensor] = {}

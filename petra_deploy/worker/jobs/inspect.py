@@ -1,0 +1,99 @@
+"""Inspect: what the model is made of, and what each registered technique has to say to it.
+
+A technique module may define, beside its Protocol: `fixed(layout, target)`, options that the target
+settles and the search does not turn; and `NEEDS_TRAINING = True`, without which it is offered even
+where there is no data to train on.
+"""
+
+from types import ModuleType
+from typing import cast
+
+from petra_deploy.core import registry
+from petra_deploy.core.errors import Problem
+from petra_deploy.core.extension import Backend
+from petra_deploy.core.job import Inspect
+from petra_deploy.core.plan import Inspected, Layout, Offer
+from petra_deploy.core.samples import Samples
+from petra_deploy.core.target import Target
+from petra_deploy.core.workload import Workload
+from petra_deploy.worker.context import Context
+
+FORMS = {"onnx": ".onnx", "exported": ".pt2 (torch.export)", "torchscript": "TorchScript"}
+
+
+def run(job: Inspect, context: Context) -> Inspected:
+    layout = _layout(job.workload, context)
+    offers: list[Offer] = []
+    unavailable: dict[str, str] = {}
+    for name in registry.names("technique"):
+        try:
+            technique = registry.find("technique", name)
+        except ImportError as error:  # an extra is missing
+            unavailable[name] = f"its package is not installed: {error}"
+            continue
+        reasons = _reasons(technique, layout, job.workload, job.target)
+        if reasons:
+            unavailable[name] = "; ".join(reasons)
+        else:
+            offers.append(_offer(name, technique, layout, job.target))
+    backend = cast(Backend, registry.find("backend", job.target.runtime))
+    return Inspected(
+        layout=layout,
+        offers=tuple(offers),
+        runtime=dict(backend.knobs(job.target)),
+        unavailable=unavailable,
+    )
+
+
+def _layout(workload: Workload, context: Context) -> Layout:
+    if workload.is_graph:
+        from petra_deploy.worker.model.graph_layout import graph_layout
+        from petra_deploy.worker.workload.opened import open_graph
+
+        return graph_layout(open_graph(context.store, workload), workload.form, workload.signature)
+    from petra_deploy.worker.model.export import example_of
+    from petra_deploy.worker.model.layout import layout
+    from petra_deploy.worker.model.quiet import cause
+    from petra_deploy.worker.workload.opened import open_module
+
+    model = open_module(context.store, workload)
+    calibration = Samples.open(context.store.path(workload.calibration.key))
+    example = example_of(calibration, workload.signature)
+    try:
+        found = layout(model, example, workload.form, workload.signature)
+    except Problem:
+        raise
+    except Exception as error:  # the user's forward
+        raise Problem(
+            "input",
+            f"the model fails on the first rows of the data ({cause(error)})",
+            "run it by hand on one batch of this data, in eval mode, and mend what it says",
+        ) from error
+    for name, why in found.refused.items():
+        context.log(f"{name} stays as it is: {why}")
+    return found
+
+
+def _reasons(technique: ModuleType, layout: Layout, workload: Workload, target: Target) -> list[str]:
+    """Why the technique does not apply; empty where it does."""
+    if workload.is_graph and technique.ACTS_ON == "module":
+        form = FORMS.get(workload.form, workload.form)
+        return [
+            f"the model came as {form}: its graph is fixed, so layers cannot be changed or trained "
+            "(bring the nn.Module, as a pickled model or a state_dict with --model)"
+        ]
+    reasons = [str(reason) for reason in technique.obstacles(layout, target)]
+    if getattr(technique, "NEEDS_TRAINING", False) and workload.train is None:
+        reasons.append("there is no data to train on (give --data)")
+    return reasons
+
+
+def _offer(name: str, technique: ModuleType, layout: Layout, target: Target) -> Offer:
+    fixed = technique.fixed(layout, target) if hasattr(technique, "fixed") else {}
+    return Offer(
+        technique=name,
+        phase=technique.PHASE,
+        acts_on=technique.ACTS_ON,
+        knobs=dict(technique.knobs(layout, target)),
+        fixed=dict(fixed),
+    )

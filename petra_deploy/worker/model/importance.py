@@ -1,0 +1,65 @@
+"""How much each channel of a group matters, judged from weights alone.
+
+    scores = channel_scores(model, coupling, "magnitude_l2", seed=0)    # float64, (width,)
+
+A channel's score is the mean, over all layers that make or read it, of the norm of its weights there
+divided by the mean norm in that layer. Source: group importance of DepGraph, arXiv 2301.12900.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from petra_deploy.worker.model import surgery
+from petra_deploy.worker.model.adapter import submodule
+from petra_deploy.worker.model.surgery import Coupling, Place
+
+Importance = Literal["magnitude_l1", "magnitude_l2", "bn_scale", "random"]
+
+
+def channel_scores(model: nn.Module, group: Coupling, importance: Importance, seed: int) -> Tensor:
+    """Higher is more important. "bn_scale" ranks by |gamma| where a BatchNorm follows, else by magnitude_l2."""
+    if importance == "random":
+        return torch.rand(group.width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    norms = [place for place in group.places if place.dim is None and _has_scale(submodule(model, place.layer))]
+    places = norms if importance == "bn_scale" and norms else group.places
+    order = 1.0 if importance == "magnitude_l1" else 2.0
+    scores = [score for place in places for score in _of_place(model, place, order)]
+    return torch.stack(scores).mean(0) if scores else torch.zeros(group.width, dtype=torch.float64)
+
+
+def _of_place(model: nn.Module, place: Place, order: float) -> list[Tensor]:
+    """One relative score, of the layer's weight; shifts and statistics say nothing about importance."""
+    found = [values for name, values in surgery.weights(model, place) if name.startswith("weight")]
+    if not found or not all(place.positions):
+        return []
+    flat = torch.cat([values.reshape(len(values), -1).double() for values in found], 1).cpu()
+    entries = torch.linalg.vector_norm(flat, order, dim=1)
+    norms = torch.stack([torch.linalg.vector_norm(entries[list(at)], order) for at in place.positions])
+    mean = norms.mean()
+    return [norms / mean] if mean > 0 else []
+
+
+def _has_scale(layer: nn.Module) -> bool:
+    return isinstance(layer, _NormBase) and layer.affine
+
+
+def strongest(scores: Tensor, count: int) -> list[int]:
+    """The `count` best, ascending; of equals the first."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    return sorted(order[:count].tolist())
+
+
+def rounded_width(width: int, ratio: float, step: int) -> int:
+    """Channels that stay when the share `ratio` goes: rounded up to a multiple of `step`, at least one step.
+
+    A narrow layer (less than two steps wide) would not shrink at all; there the step is halved until
+    two of them fit, so 24 channels shrink in steps of 8, and 6 in steps of 2.
+    """
+    while step > 1 and width < 2 * step:
+        step = (step + 1) // 2
+    steps = math.ceil(width * (1.0 - ratio) / step - 1e-6)  # 0.3 of 10 is 3, whatever floats say
+    return min(width, max(steps, 1) * step)
