@@ -47,4 +47,5 @@ def test_a_request_survives_its_file(tmp_path) -> None:
 
 def test_arguments_are_those_of_optimize() -> None:
     api = pytest.importorskip("petra_deploy.api")
-    assert set(arguments(REQUEST)) == set(inspect.signature(api.optimize).parameters) - {"out", "resume", "storage", "on_event"}
+    own = {"out", "resume", "storage", "on_event"}
+    assert set(arguments(REQUEST)) == set(inspect.signature(api.optimize).parameters) - own

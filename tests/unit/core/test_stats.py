@@ -1,0 +1,110 @@
+import math
+
+import numpy as np
+import pytest
+
+from petra_deploy.core import stats
+
+
+def test_p99_of_458_samples_is_no_number_and_says_how_many_it_needs() -> None:
+    figure = stats.percentile(np.arange(458.0), 0.99, "ms")
+    assert (figure.value, figure.low, figure.high) == (None, None, None)
+    assert figure.note == "needs 459"
+    assert stats.percentile(np.arange(459.0), 0.99, "ms").high == 458.0
+
+
+def test_p90_needs_44_and_a_median_keeps_its_value_below_six() -> None:
+    assert stats.samples_needed(0.9) == 44
+    few = stats.percentile([3.0, 1.0, 2.0], 0.5, "ms")
+    assert (few.value, few.low, few.note) == (2.0, None, "needs 6")
+
+
+@pytest.mark.parametrize(("q", "n"), [(0.5, 6), (0.5, 200), (0.9, 60), (0.99, 700)])
+def test_the_bounds_of_a_quantile_hold_it_in_at_least_95_of_100_cases(q: float, n: int) -> None:
+    generator = np.random.default_rng(0)
+    truth = -math.log(1 - q)
+    held = 0
+    for _ in range(1500):
+        figure = stats.percentile(generator.exponential(size=n), q, "ms")
+        assert figure.low is not None
+        assert figure.high is not None
+        held += figure.low <= truth <= figure.high
+    assert held / 1500 >= 0.94
+
+
+def test_the_median_of_rounds_spans_what_each_round_says() -> None:
+    figure = stats.median([np.full(100, 1.0), np.full(100, 1.1), np.full(100, 0.9)], "ms")
+    assert (figure.value, figure.low, figure.high) == (1.0, 0.9, 1.1)
+
+
+def test_throughput_is_the_latency_turned_over_bounds_and_all() -> None:
+    latency = stats.percentile(np.linspace(1.0, 3.0, 201), 0.5, "ms")
+    rate = stats.rate(latency, 16)
+    assert rate.known() == pytest.approx(8000)
+    assert rate.low == pytest.approx(16e3 / latency.high)
+    assert rate.high == pytest.approx(16e3 / latency.low)
+
+
+def test_students_distribution_is_that_of_the_tables() -> None:
+    assert stats.t_cdf(0.0, 3) == 0.5
+    assert stats.t_cdf(1.0, 1) == pytest.approx(0.75)
+    assert stats.t_cdf(-2.0, 2) == pytest.approx(1 - stats.t_cdf(2.0, 2))
+    for dof, table in ((1, 12.7062), (2, 4.3027), (8, 2.3060), (29, 2.0452), (5000, 1.9604)):
+        assert stats.t_quantile(0.975, dof) == pytest.approx(table, abs=1e-4)
+
+
+def test_looking_after_every_round_raises_a_false_alarm_in_at_most_one_of_forty_runs() -> None:
+    generator = np.random.default_rng(3)
+    runs, alarms, missed = 600, 0, 0
+    for _ in range(runs):
+        ratios = list(0.05 + 0.012 * generator.standard_normal(20))
+        looks = [stats.decide(ratios[:n], 0.05) for n in range(4, 21)]
+        alarms += "fail" in looks
+        missed += any(look != "open" for look in looks)
+    assert alarms / runs <= 0.025 + 3 * math.sqrt(0.025 / runs)
+    assert missed / runs <= 0.05 + 3 * math.sqrt(0.05 / runs)
+
+
+def test_a_plain_t_test_at_every_look_would_have_raised_many_more() -> None:
+    generator = np.random.default_rng(4)
+    alarms = 0
+    for _ in range(300):
+        ratios = list(0.012 * generator.standard_normal(20))
+        alarms += any(stats.t_interval(ratios[:n])[0] > 0 for n in range(4, 21))
+    assert alarms / 300 > 0.06
+
+
+def test_an_eight_percent_slowdown_fails_a_five_percent_gate_within_twenty_rounds() -> None:
+    generator = np.random.default_rng(5)
+    ratios = list(math.log(1.08) + 0.012 * generator.standard_normal(20))
+    assert stats.decide(ratios, math.log(1.05)) == "fail"
+    assert stats.decide([-x for x in ratios], math.log(1.05)) == "pass"
+    assert stats.decide(ratios[:3], math.log(1.05)) == "open"
+
+
+@pytest.mark.parametrize("rounds", [4, 5, 9, 20])
+def test_the_interval_shown_and_the_verdict_cannot_disagree(rounds: int) -> None:
+    generator = np.random.default_rng(6)
+    ratios = list(-3 + 0.02 * generator.standard_normal(rounds))
+    low, high = stats.confidence_sequence(ratios)
+    assert low < -3 < high
+    assert stats.decide(ratios, low - 1e-6) == "fail"
+    assert stats.decide(ratios, low + 1e-6) == "open"
+    assert stats.decide(ratios, high - 1e-6) == "open"
+    assert stats.decide(ratios, high + 1e-6) == "pass"
+
+
+def test_speedup_is_baseline_over_candidate_and_says_when_it_only_races() -> None:
+    figure = stats.speedup([math.log(1 / 20)] * 5)
+    assert figure.known() == pytest.approx(20)
+    assert figure.low is not None
+    assert figure.low < 20 < (figure.high or 0)
+    assert figure.note == ""
+    assert "racing" in stats.speedup([-1.0, -1.1, -1.05]).note
+    assert stats.speedup([-1.0]).low is None
+
+
+def test_the_sign_test_sees_a_drift_and_no_drift_in_equal_values() -> None:
+    calls = np.linspace(1, 2, 90)
+    assert stats.sign_test(calls[:30], calls[-30:]) < 1e-6
+    assert stats.sign_test(np.ones(30), np.ones(30)) == 1.0
