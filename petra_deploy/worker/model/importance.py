@@ -1,13 +1,14 @@
-"""How much each channel of a group matters, judged from weights alone.
+"""How much each channel or hidden unit matters, judged from weights alone.
 
     scores = channel_scores(model, coupling, "magnitude_l2", seed=0)    # float64, (width,)
+    keep(small, {coupling: strongest(scores, 16)})
 
 A channel's score is the mean, over all layers that make or read it, of the norm of its weights there
 divided by the mean norm in that layer. Source: group importance of DepGraph, arXiv 2301.12900.
 """
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from petra_deploy.worker.model import surgery
 from petra_deploy.worker.model.adapter import submodule
+from petra_deploy.worker.model.readers import Part
+from petra_deploy.worker.model.recurrent import Kept, Recurrence
 from petra_deploy.worker.model.surgery import Coupling, Place
 
 Importance = Literal["magnitude_l1", "magnitude_l2", "bn_scale", "random"]
@@ -63,3 +66,36 @@ def rounded_width(width: int, ratio: float, step: int) -> int:
         step = (step + 1) // 2
     steps = math.ceil(width * (1.0 - ratio) / step - 1e-6)  # 0.3 of 10 is 3, whatever floats say
     return min(width, max(steps, 1) * step)
+
+
+def strongest_units(model: nn.Module, group: Recurrence, count: int) -> Kept:
+    """In each layer and direction the units with the largest weights, in and out of them."""
+    scores = {part: _unit_scores(model, group, part) for part in group.parts}
+    if group.tied:
+        scores = dict.fromkeys(group.parts, torch.stack(list(scores.values())).sum(0))
+    return {part: tuple(strongest(score, count)) for part, score in scores.items()}
+
+
+def _unit_scores(model: nn.Module, group: Recurrence, part: Part) -> Tensor:
+    """The product of the norms of what a unit receives and of what is read of it: float64, (units,)."""
+    layer = submodule(model, group.name)
+    depth, way = part
+    suffix = f"_l{depth}" + ("_reverse" if way else "")
+    width = group.width
+
+    def weight(name: str) -> Tensor:
+        return cast(Tensor, getattr(layer, name)).detach().double().cpu()
+
+    received = torch.cat([weight(f"weight_ih{suffix}"), weight(f"weight_hh{suffix}")], 1)
+    incoming = received.reshape(-1, width, received.shape[1]).square().sum((0, 2))
+    outgoing = weight(f"weight_hh{suffix}").square().sum(0)
+    for name in (f"weight_ih_l{depth + 1}", f"weight_ih_l{depth + 1}_reverse"):
+        if hasattr(layer, name):
+            outgoing += weight(name)[:, way * width : (way + 1) * width].square().sum(0)
+    for (source, reader, side), positions in group.readers.items():
+        if source == part:
+            for name, values in surgery.weights(model, surgery.Place(reader, side, positions)):
+                if name.startswith("weight"):
+                    squares = values.double().cpu().reshape(len(values), -1).square().sum(1)
+                    outgoing += torch.stack([squares[list(at)].sum() for at in positions])
+    return (incoming * outgoing).sqrt()

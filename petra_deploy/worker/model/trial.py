@@ -7,8 +7,9 @@
 Two batch sizes are tried: a model whose code has a size written into it often survives one.
 """
 
+import contextlib
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,20 @@ def rows(example: Tensors, count: int) -> Tensors:
 
 
 def outputs(model: nn.Module, example: Tensors) -> Tensors:
-    """The outputs in eval mode. Gradients stay on: torch's fused encoder layers skip their submodules without."""
-    with torch.enable_grad(), quiet():
-        found = model(*example)
-    return tuple(t.detach() for t in found)
+    """The outputs as they are in eval mode, every layer called by its own forward."""
+    with torch.no_grad(), _unfused(), quiet():
+        return tuple(model(*example))
+
+
+@contextlib.contextmanager
+def _unfused() -> Iterator[None]:
+    """torch's fused encoder layers never call their parts, and zero what is masked; export does neither."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def shapes(tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:

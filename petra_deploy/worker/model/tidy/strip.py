@@ -1,0 +1,39 @@
+"""Leave out what no one reads: dead nodes, unused weights, metadata, names of files and modules.
+
+The exporter writes stack traces with paths of this machine into every node; none may ship.
+"""
+
+import onnx_ir as ir
+
+from petra_deploy.worker.model.tidy.bench import Bench
+
+
+def rewrite(bench: Bench) -> int:
+    graph = bench.graph
+    changes = 0
+    for node in reversed(list(graph)):
+        if all(not value.uses() and not value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+            changes += 1
+    for value in list(graph.initializers.values()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[value.name]
+            changes += 1
+    _strip(bench.model)
+    ir.passes.common.RemoveUnusedOpsetsPass()(bench.model)
+    return changes
+
+
+def _strip(model: ir.Model) -> None:
+    ir.passes.common.ClearMetadataAndDocStringPass()(model)
+    model.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for index, node in enumerate(model.graph.all_nodes()):
+        node.name = f"{node.op_type}_{index}"
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+            if not value.is_graph_output():
+                value.shape = value.type = None
