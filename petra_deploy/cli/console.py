@@ -9,6 +9,7 @@ The answer goes to stdout: the table, or with --json exactly one JSON object.
 
 import sys
 import threading
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,6 +29,7 @@ class Console:
         self._live = not quiet and sys.stderr.isatty()
         self._progress: Progress | None = None
         self._task: TaskID | None = None
+        self._best: float | None = None
 
     def __call__(self, event: "Event") -> None:
         if self.quiet:
@@ -55,7 +57,8 @@ class Console:
             progress.update(task, description=shorten(event.text, 48))
         if event.trial is not None:
             progress.update(task, completed=event.trial, total=event.of)
-        progress.update(task, facts=", ".join(facts(event)))
+        self._best = event.best_speedup or self._best
+        progress.update(task, facts=", ".join(facts(replace(event, best_speedup=self._best))))
 
     def _started(self) -> "tuple[Progress, TaskID]":
         if self._progress is None or self._task is None:

@@ -1,4 +1,4 @@
-"""`petra-deploy demo`: the whole journey on the digits that scikit-learn ships."""
+"""`petra-deploy demo`: the whole journey on handwritten digits, which ship with the package."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import click
 
 from petra_deploy.cli import options
 from petra_deploy.cli.console import Console, answer
-from petra_deploy.core.errors import BadInput, MissingExtra
+from petra_deploy.core.errors import BadInput
 
 SECONDS = 90.0
 TRIALS = 8
@@ -61,7 +61,6 @@ def _train(folder: Path) -> None:
         [sys.executable, "-m", "petra_deploy.demo.train", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        if "No module named 'sklearn'" in done.stderr:
-            raise MissingExtra("the demo needs scikit-learn for its digits", "pip install 'petra-deploy[demo]'")
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise BadInput(f"the demo's model could not be trained: {last}", "run it with --debug")
+        again = f"{sys.executable} -m petra_deploy.demo.train {folder}"
+        raise BadInput(f"the demo's model could not be trained: {last}", f"see all of it with: {again}")
