@@ -46,3 +46,10 @@ def test_every_field_of_the_manifest_is_explained() -> None:
         if is_dataclass(kind) and kind.__module__ == manifest.__name__:
             for field in fields(kind):
                 assert f"`{field.name}`" in text, f"{kind.__name__}.{field.name}"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_that_version_1_wrote_still_loads(name: str) -> None:
+    """These files are never written again: whoever changes a type migrates them or makes a new version."""
+    path = Path(__file__).with_name("files_of_version_1") / f"{name}.json"
+    files.read_json(path, KINDS[name])

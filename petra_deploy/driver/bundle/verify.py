@@ -1,4 +1,4 @@
-"""Check that a bundle is what its manifest says: every file there, whole, and nothing beside.
+"""Check that a bundle is what its manifest says: every listed file there, and whole.
 
     manifest = verify(Path("petra-out/model/bundle"))
 
@@ -35,8 +35,8 @@ def read_manifest(bundle: Path) -> Manifest:
 def verify(bundle: Path) -> Manifest:
     """The manifest of a sound bundle.
 
-    Raises BadInput where it cannot be read, NotMet naming the files that are missing, changed, or
-    not accounted for.
+    Raises BadInput where it cannot be read, NotMet naming the files that are missing or changed,
+    or that the manifest fails to list.
     """
     manifest = read_manifest(bundle)
     root = bundle.resolve()
