@@ -1,13 +1,12 @@
 """Measure: a candidate's engine against the baseline's, alone on the device.
 
-The order of things is TRUST's: the device's lock, one core, the state of the machine, rounds of
-fresh pairs, then a child of its own for the memory. The raw rounds go to the store, and every
-Figure is a pure function of them.
+In this order: the device's lock, one core, a child of its own for the memory, the state of the
+machine, then rounds of fresh pairs. The raw rounds go to the store, and every latency and ratio is
+a pure function of them.
 """
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,7 @@ from petra_deploy.worker.context import Context
 from petra_deploy.worker.measure import loop, preflight
 from petra_deploy.worker.measure.figures import drift, figures
 from petra_deploy.worker.measure.lock import exclusive
-from petra_deploy.worker.measure.memory import peak_bytes
+from petra_deploy.worker.measure.memory import peak_memory
 
 _FEEDS = 4  # different feeds of a batch size, served in turn
 
@@ -35,15 +34,14 @@ def run(job: Measure, context: Context) -> Measurement:
     samples = Samples.open(context.store.path(job.split.key))
     feeds = {batch: make_feeds(samples, job.engine, batch) for batch in batch_sizes(job)}
     threads = max(_threads(engine) for engine in engines.values())
-    cpu_clock = time.thread_time_ns if threads == 1 else time.process_time_ns
     with exclusive(context.store.root, job.target.device, context.log), preflight.pinned(threads) as core:
+        peak = _peak(job.engine, feeds[next(iter(feeds))], context)  # first: no engine is open yet
         before = preflight.state()
         rounds = loop.measure(
             {side: _opener(engine, context) for side, engine in engines.items()}, feeds,
-            rounds=job.rounds, seed=job.seed, cpu_clock=cpu_clock, log=context.log,
+            rounds=job.rounds, seed=job.seed, threads=threads, log=context.log,
         )  # fmt: skip
         after = preflight.state()
-        peak = _peak(job.engine, feeds[next(iter(feeds))], context)
     found = figures(rounds)
     surroundings: dict[str, object] = {**machine.fingerprint(), "core": core, "before": before, "after": after}
     record = {
@@ -56,7 +54,7 @@ def run(job: Measure, context: Context) -> Measurement:
         baseline=found.baseline,
         speedups=found.speedups,
         load=found.load,
-        peak_memory=Figure(value=float(peak), unit="bytes", origin="counted"),
+        peak_memory=peak,
         rounds=key,
         machine={**surroundings, "drift": drift(rounds)},
         warnings=(*preflight.warnings(before, after), *found.warnings),
@@ -89,10 +87,10 @@ def _opener(engine: Engine, context: Context) -> Callable[[int], Runner]:
     return lambda seed: backend.open(folder, engine.settings, seed=seed)
 
 
-def _peak(engine: Engine, feeds: list[dict[str, NDArray[Any]]], context: Context) -> int:
+def _peak(engine: Engine, feeds: list[dict[str, NDArray[Any]]], context: Context) -> Figure:
     scratch = context.store.scratch()
     try:
-        return peak_bytes(engine.backend, context.store.path(engine.key), engine.settings, feeds, scratch)
+        return peak_memory(engine.backend, context.store.path(engine.key), engine.settings, feeds, scratch)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

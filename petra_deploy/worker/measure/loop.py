@@ -53,7 +53,7 @@ class _Interrupted(Exception):
 
 def measure(
     openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, rounds: int, seed: int,
-    cpu_clock: Callable[[], int] = time.thread_time_ns, log: Callable[[str], None],
+    threads: int = 1, log: Callable[[str], None],
 ) -> list[Record]:  # fmt: skip
     """`rounds` rounds of the candidate against the baseline, at every batch size of `feeds`.
 
@@ -63,7 +63,7 @@ def measure(
     done: list[Record] = []
     for attempt in range(rounds + REPEATS):
         try:
-            done.append(one_round(openers, feeds, seed=seed * 10_007 + attempt, cpu_clock=cpu_clock))
+            done.append(one_round(openers, feeds, seed=seed * 10_007 + attempt, threads=threads))
         except _Interrupted as gap:
             log(f"round {len(done) + 1} is discarded and repeated: {gap}")
         if len(done) == rounds:
@@ -73,10 +73,14 @@ def measure(
 
 
 def one_round(
-    openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, seed: int,
-    cpu_clock: Callable[[], int] = time.thread_time_ns,
+    openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, seed: int, threads: int = 1
 ) -> Record:  # fmt: skip
-    """{"seed", "opened": order, "load_ns": {side}, "batches": {batch: {side: times}, "order"}}."""
+    """{"seed", "threads", "opened": order, "load_ns": {side}, "batches": {batch: {side: times, "order"}}}.
+
+    `threads` of the busier engine decide whose processor time stands beside the clock's: of the
+    calling thread where that does all the work, else of the process.
+    """
+    cpu_clock = time.thread_time_ns if threads == 1 else time.process_time_ns
     generator = np.random.default_rng(seed)
     opened = [SIDES[i] for i in generator.permutation(2)]
     engines: dict[str, Runner] = {}
@@ -95,7 +99,7 @@ def one_round(
     finally:
         for engine in engines.values():
             engine.close()
-    return {"seed": seed, "opened": opened, "load_ns": load, "batches": batches}
+    return {"seed": seed, "threads": threads, "opened": opened, "load_ns": load, "batches": batches}
 
 
 def _batch(

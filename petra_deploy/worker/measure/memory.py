@@ -1,16 +1,23 @@
 """Peak memory of a process that serves one engine, and nothing else.
 
-    peak_bytes("onnxruntime", folder, settings, feeds, scratch)
+    peak_memory("onnxruntime", folder, settings, feeds, scratch)        # a Figure in bytes
 
 A child of its own opens the engine, runs a few calls and tells its high-water mark (VmHWM): Python,
 numpy and the runtime are in it, as they are in the smallest server; the other engine is not.
 
     python -P -m petra_deploy.worker.measure.memory REQUEST.json
+
+In the jail no program can be started. There the child is a fork, so ask before any engine is open;
+what the worker itself holds (some 30 MB) is then in the figure, whose note says so.
 """
 
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,36 +27,34 @@ from numpy.typing import NDArray
 
 from petra_deploy.core import registry
 from petra_deploy.core.errors import Problem
+from petra_deploy.core.outcome import Figure
 
+Feeds = Sequence[Mapping[str, NDArray[Any]]]
 CALLS = 5
+PATIENCE = 300.0  # seconds
 _MARK = "petra-peak-bytes "
-_PATIENCE = 300.0  # seconds
 
 
-def peak_bytes(
-    backend: str, folder: Path, settings: Mapping[str, object], feeds: Sequence[Mapping[str, NDArray[Any]]],
-    scratch: Path,
-) -> int:  # fmt: skip
-    """Bytes. `feeds` are served in turn; `scratch` is an empty folder. Raises Problem "crash"."""
-    names: list[list[str]] = []
-    for call, one in enumerate(feeds):
-        names.append(list(one))
-        for index, values in enumerate(one.values()):
-            np.save(scratch / f"{call}-{index}.npy", values, allow_pickle=False)
-    request = scratch / "request.json"
-    request.write_text(
-        json.dumps({"backend": backend, "folder": str(folder), "settings": dict(settings), "names": names})
-    )
+def peak_memory(
+    backend: str, folder: Path, settings: Mapping[str, object], feeds: Feeds, scratch: Path
+) -> Figure:  # fmt: skip
+    """`feeds` are served in turn; `scratch` is an empty folder. Raises Problem when serving fails."""
+    request = _write_request(backend, folder, settings, feeds, scratch)
     command = [sys.executable, "-P", "-m", "petra_deploy.worker.measure.memory", str(request)]
+    note = ""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PATIENCE, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+        told = done.stdout + done.stderr
+    except PermissionError:
+        told, note = _forked(request), "with the worker that was forked"
     except subprocess.TimeoutExpired:
-        raise Problem("timeout", f"serving a few calls to see the memory took over {_PATIENCE:.0f} s") from None
-    told = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
-    if done.returncode or not told:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise Problem("crash", f"the process that serves the engine ended with code {done.returncode}: {last[:200]}")
-    return int(told[-1].removeprefix(_MARK))
+        raise _too_slow() from None
+    lines = told.strip().splitlines() or ["it died without a word"]
+    marks = [line for line in lines if line.startswith(_MARK)]
+    if not marks:
+        raise Problem("crash", f"a process that only serves the engine failed: {lines[-1][:200]}")
+    value = float(marks[-1].removeprefix(_MARK))
+    return Figure(value=value, unit="bytes", n=1, note=note)
 
 
 def serve(request: Path) -> int:
@@ -64,6 +69,49 @@ def serve(request: Path) -> int:
         for call in range(max(CALLS, len(feeds))):
             runner.run(feeds[call % len(feeds)])
     return _high_water()
+
+
+def _write_request(
+    backend: str, folder: Path, settings: Mapping[str, object], feeds: Feeds, scratch: Path
+) -> Path:  # fmt: skip
+    names = [list(one) for one in feeds]
+    for call, one in enumerate(feeds):
+        for index, values in enumerate(one.values()):
+            np.save(scratch / f"{call}-{index}.npy", values, allow_pickle=False)
+    request = scratch / "request.json"
+    request.write_text(
+        json.dumps({"backend": backend, "folder": str(folder), "settings": dict(settings), "names": names})
+    )
+    return request
+
+
+def _forked(request: Path) -> str:
+    """What a fork of this process has to tell: the marked figure, or its error."""
+    source, sink = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # numpy's idle threads survive a fork
+        child = os.fork()
+    if child == 0:
+        try:
+            os.write(sink, f"{_MARK}{serve(request)}\n".encode())
+        except BaseException as error:
+            os.write(sink, f"{type(error).__name__}: {error}".encode()[:4000])
+        finally:
+            os._exit(0)  # none of the parent's clean-up runs here
+    os.close(sink)
+    try:
+        ready, _, _ = select.select([source], [], [], PATIENCE)
+        if not ready:
+            raise _too_slow()
+        return os.read(source, 4096).decode(errors="replace")
+    finally:
+        os.close(source)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _too_slow() -> Problem:
+    return Problem("timeout", f"serving a few calls to see the memory took over {PATIENCE:.0f} s")
 
 
 def _high_water() -> int:

@@ -5,8 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from petra_deploy.worker.measure import preflight
+import numpy as np
+import pytest
+
+from petra_deploy.core.errors import Problem
+from petra_deploy.core.store import Store
+from petra_deploy.worker.measure import memory, preflight
 from petra_deploy.worker.measure.lock import exclusive
+from tests.unit.worker.nets import SIDE, add_graph
 
 HOLDER = """
 import sys
@@ -58,3 +64,44 @@ def test_a_loaded_machine_and_a_saving_governor_are_said_with_what_to_do() -> No
     quiet = {"load": 0.0, "governor": "performance", "jiffies": 0, "steal_jiffies": 0}
     assert preflight.warnings(quiet, {**quiet, "jiffies": 100}) == []
     assert preflight.state()["jiffies"]
+
+
+def test_peak_memory_is_that_of_a_process_which_only_serves(store: Store) -> None:
+    feeds = [{"image": np.ones((1, 3, SIDE, SIDE), np.float32)}]
+    folder = store.path(add_graph(store).key)
+    peak = memory.peak_memory("onnxruntime", folder, {"threads": 1}, feeds, store.scratch())
+    assert 20e6 < peak.known() < 500e6
+    assert peak.note == ""
+
+
+def test_where_no_program_can_be_started_a_fork_serves(store: Store) -> None:
+    code = f"""
+import sys
+from pathlib import Path
+from petra_deploy.worker.jail import available, jail, python_paths
+if not available():
+    sys.exit(print("no jail"))
+root = Path({str(store.root)!r})
+jail(python_paths(), [root])
+import numpy as np
+from petra_deploy.worker.measure.memory import peak_memory
+feeds = [{{"image": np.ones((1, 3, {SIDE}, {SIDE}), np.float32)}}]
+for folder in ({str(store.path(add_graph(store).key))!r}, {str(store.scratch())!r}):
+    scratch = root / "tmp" / f"s{{len(folder)}}"
+    scratch.mkdir()
+    try:
+        peak = peak_memory("onnxruntime", Path(folder), {{"threads": 1}}, feeds, scratch)
+        print(20e6 < peak.known() < 500e6, peak.note)
+    except Exception as error:
+        print(type(error).__name__, error)
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    if told.startswith("no jail"):
+        pytest.skip("this kernel has no Landlock")
+    assert "True with the worker that was forked" in told
+    assert "Problem a process that only serves the engine failed" in told
+
+
+def test_an_engine_that_cannot_be_served_is_a_problem_with_its_reason(store: Store) -> None:
+    with pytest.raises(Problem, match="only serves the engine failed"):
+        memory.peak_memory("onnxruntime", store.scratch(), {"threads": 1}, [{"image": np.ones(1)}], store.scratch())

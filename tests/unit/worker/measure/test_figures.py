@@ -21,7 +21,8 @@ def make_rounds(n: int, candidate_us: float, baseline_us: float, *, cpu: float =
 
     return [
         {
-            "seed": k, "opened": ["candidate", "baseline"], "load_ns": {"candidate": 2_000_000 + k, "baseline": 9},
+            "seed": k, "threads": 1, "opened": ["candidate", "baseline"],
+            "load_ns": {"candidate": 2_000_000 + k, "baseline": 9},
             "batches": {"1": {"candidate": side(candidate_us, cpu), "baseline": side(baseline_us, 1.0), "order": []}},
         }
         for k in range(n)
@@ -55,8 +56,11 @@ def test_outliers_stay_and_move_no_median() -> None:
 
 
 def test_a_clock_that_disagrees_with_processor_time_is_said() -> None:
-    (warning,) = figures(make_rounds(4, 100, 100, cpu=0.5)).warnings
-    assert "other programs took the core" in warning
+    found = figures(make_rounds(4, 100, 100, cpu=0.5))
+    assert "other programs took the core" in found.warnings[0]
+    assert found.speedups[0].known() == pytest.approx(1.0, rel=0.01)
+    assert found.speedups[0].high == pytest.approx(2.0, rel=0.01)  # the interval hides neither
+    assert "contended" in found.speedups[0].note
     assert log_ratios(make_rounds(3, 100, 100, cpu=0.5), "1", "cpu_ns")[0] == pytest.approx(math.log(0.5), abs=0.01)
 
 
@@ -65,3 +69,8 @@ def test_a_drift_in_every_round_is_recorded_and_said() -> None:
     assert drift(rounds)["candidate"][0]["ratio"] > 1.1
     assert drift(rounds)["candidate"][0]["p"] < 1e-6
     assert any("drifted" in warning for warning in figures(rounds).warnings)
+
+
+def test_with_several_threads_processor_time_is_no_measure_of_contention() -> None:
+    rounds = [{**one, "threads": 2} for one in make_rounds(4, 100, 100, cpu=3.0)]
+    assert figures(rounds).warnings == ()
