@@ -7,9 +7,9 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from petra_deploy.core import files
 from petra_deploy.core.request import Request
@@ -27,7 +27,7 @@ KINDS: Mapping[str, type[Any]] = {
 
 def schema(name: str) -> str:
     """The JSON Schema (draft 2020-12) of files of this name, as text."""
-    made = files.adapter(KINDS[name]).json_schema()
+    made = files.adapter(cast(Hashable, KINDS[name])).json_schema()
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": f"petra-deploy/schemas/{name}.json"}
     return json.dumps({**head, **made}, indent=1) + "\n"
 
