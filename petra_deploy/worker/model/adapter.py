@@ -27,13 +27,17 @@ class Adapter(torch.nn.Module):
         self.call = call
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor for _, tensor in self.named_outputs(*tensors))
+
+    def named_outputs(self, *tensors: torch.Tensor) -> list[tuple[str, torch.Tensor]]:
+        """(name, tensor) of each output; see `flatten`."""
         if self.call == "args":
             outputs = self.inner(*tensors)
         elif self.call == "kwargs":
             outputs = self.inner(**dict(zip(self.names, tensors, strict=True)))
         else:
             outputs = self.inner(dict(zip(self.names, tensors, strict=True)))
-        return tuple(tensor for _, tensor in flatten(outputs))
+        return flatten(outputs)
 
 
 def flatten(outputs: Any, name: str = "output") -> list[tuple[str, torch.Tensor]]:

@@ -6,7 +6,6 @@ and in the current one; a class pickled from a script (`__main__.Net`) in the on
 model that defines it.
 """
 
-import functools
 import importlib
 import pickle
 import sys
@@ -57,7 +56,7 @@ def open_trusted(path: Path, sniffed: Sniffed, folder: Path) -> torch.nn.Module:
     names = sniffed.scan.globals if sniffed.scan else ()
     _search_for(names, folder)
     helper: Any = SimpleNamespace(
-        Unpickler=functools.partial(_Unpickler, folder=folder),
+        Unpickler=_unpickler(folder),
         load=pickle.load, loads=pickle.loads, dump=pickle.dump, dumps=pickle.dumps, __name__="pickle",
     )  # fmt: skip
     try:
@@ -65,7 +64,7 @@ def open_trusted(path: Path, sniffed: Sniffed, folder: Path) -> torch.nn.Module:
             warnings.simplefilter("ignore")
             if sniffed.kind == "pickle":
                 with open(path, "rb") as file:
-                    data = _Unpickler(file, folder=folder).load()
+                    data = _unpickler(folder)(file).load()
             else:
                 data = torch.load(path, map_location="cpu", weights_only=False, pickle_module=helper)
     except ModuleNotFoundError as error:
@@ -104,15 +103,14 @@ def open_cloudpickled(path: Path) -> torch.nn.Module:
     return module
 
 
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: Any, *, folder: Path, **options: Any) -> None:
-        super().__init__(file, **options)
-        self.folder = folder
+def _unpickler(folder: Path) -> type[pickle.Unpickler]:
+    """A class, since torch derives its own from it."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "__main__":
-            return _from_script(self.folder, name)
-        return super().find_class(module, name)
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            return _from_script(folder, name) if module == "__main__" else super().find_class(module, name)
+
+    return Unpickler
 
 
 def _from_script(folder: Path, name: str) -> Any:
