@@ -6,6 +6,7 @@ quantizer with two methods replaced: which nodes are annotated (`_ort_annotation
 folding of the weights into int8, which INC leaves off.
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from neural_compressor.torch.algorithms.pt2e_quant.utility import create_quant_s
 from neural_compressor.torch.quantization import INT8StaticQuantConfig
 from neural_compressor.torch.utils import register_algo
 from torch.fx import GraphModule
-from torchao.quantization.pt2e.quantizer import QuantizationSpec
+from torchao.quantization.pt2e import MinMaxObserver
 
 from petra_deploy.worker.techniques._ort_annotations import OrtQuantizer
 
@@ -44,11 +45,11 @@ class OrtStaticQuantizer(W8A8PT2EQuantizer):  # type: ignore[misc]
         activation = create_quant_spec_from_config(
             config.act_dtype, config.act_sym, config.act_granularity, config.act_algo
         )
+        if config.act_algo == "minmax":  # INC's moving average hardly looks beyond the first batch
+            activation = dataclasses.replace(activation, observer_or_fake_quant_ctr=MinMaxObserver)
         weight = create_quant_spec_from_config(config.w_dtype, config.w_sym, config.w_granularity, config.w_algo)
         low, high = (-64, 63) if config.reduce_range else (-127, 127)
-        weight = QuantizationSpec(
-            weight.dtype, weight.observer_or_fake_quant_ctr, low, high, weight.qscheme, weight.ch_axis
-        )
+        weight = dataclasses.replace(weight, quant_min=low, quant_max=high)
         return OrtQuantizer(activation, weight, lstm=config.lstm, skip_head=config.skip_head)
 
     def convert(self, model: GraphModule, *_: Any, **__: Any) -> GraphModule:

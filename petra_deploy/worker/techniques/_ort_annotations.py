@@ -8,7 +8,7 @@ vanish into the QuantizeLinear after them, hence the output is taken behind them
 per output channel without zero point, activations uint8, biases int32 on the product of scales.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]
 
     def _weighted(self, node: Node, integer: set[Node]) -> None:
         """Convolution or linear layer: input, weight and, where the kernel adds it, the bias."""
-        data, weight, bias = node.args[0], node.args[1], node.args[2] if len(node.args) > 2 else None
+        arguments: tuple[Any, ...] = node.args
+        data, weight, bias = arguments[0], arguments[1], arguments[2] if len(arguments) > 2 else None
         if not (_is_activation(data) and _is_parameter(weight)):
             return
         tail = _after_clamp(node)
@@ -103,9 +104,9 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]
 
     def _concat(self, node: Node, integer: set[Node]) -> None:
         """All parts on the first one's scale, or each would be scaled again before joining."""
-        parts: Iterable[Node] = dict.fromkeys(node.args[0])
-        shared = SharedQuantizationSpec((node.args[0][0], node))
-        specs = {part: self.activation if index == 0 else shared for index, part in enumerate(parts)}
+        parts: Any = node.args[0]
+        shared = SharedQuantizationSpec((parts[0], node))
+        specs = {part: self.activation if index == 0 else shared for index, part in enumerate(dict.fromkeys(parts))}
         self._mark(node, specs, integer, node, shared)
 
     def _mark(

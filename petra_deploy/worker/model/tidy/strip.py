@@ -4,6 +4,7 @@ The exporter writes stack traces with paths of this machine into every node; non
 """
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from petra_deploy.worker.model.tidy.bench import Bench
 
@@ -15,17 +16,17 @@ def rewrite(bench: Bench) -> int:
         if all(not value.uses() and not value.is_graph_output() for value in node.outputs):
             graph.remove(node, safe=True)
             changes += 1
-    for value in list(graph.initializers.values()):
+    for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
-            del graph.initializers[value.name]
+            del graph.initializers[name]
             changes += 1
     _strip(bench.model)
-    ir.passes.common.RemoveUnusedOpsetsPass()(bench.model)
+    common.RemoveUnusedOpsetsPass()(bench.model)
     return changes
 
 
 def _strip(model: ir.Model) -> None:
-    ir.passes.common.ClearMetadataAndDocStringPass()(model)
+    common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
