@@ -51,15 +51,15 @@ def probes(samples: Samples, signature: Signature, sizes: Sequence[int] = SIZES)
 
 
 def run_module(model: torch.nn.Module, signature: Signature, batches: Sequence[Mapping[str, Array]]) -> Outputs:
-    """Raises Problem("diverged") where the module answers NaN."""
+    """Raises Problem("diverged") where the module answers NaN or infinity (minus infinity may be a mask)."""
     results: Outputs = []
     with torch.no_grad():
         for feeds in batches:
             outputs = model(*(torch.from_numpy(feeds[spec.name]) for spec in signature.inputs))
             results.append([output.detach().cpu().numpy() for output in outputs])
     for spec, arrays in zip(signature.outputs, zip(*results, strict=True), strict=True):
-        if any(array.dtype.kind == "f" and np.isnan(array).any() for array in arrays):
-            raise Problem("diverged", f"the model answers NaN in its output {spec.name}")
+        if any(array.dtype.kind == "f" and (np.isnan(array) | np.isposinf(array)).any() for array in arrays):
+            raise Problem("diverged", f"the model answers NaN or infinity in its output {spec.name}")
     return results
 
 
