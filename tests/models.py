@@ -14,16 +14,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import cloudpickle
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from petra_deploy.core.extension import Tools
+from petra_deploy.core.files import write_json
 from petra_deploy.core.plan import Layout
 from petra_deploy.core.samples import Samples
-from petra_deploy.core.workload import BATCH, MetricSpec, Signature, TensorSpec
+from petra_deploy.core.store import Store
+from petra_deploy.core.workload import BATCH, MetricSpec, Signature, Split, TensorSpec, Workload
 from petra_deploy.worker.model.adapter import Adapter, Call, flatten
 from petra_deploy.worker.model.layout import layout
+from petra_deploy.worker.workload.source import Source
 from tests.architectures import (
     Block,
     Cnn,
@@ -96,6 +100,23 @@ class Case:
             "seed": seed, "scratch": scratch, "log": lambda _: None,
         }  # fmt: skip
         return Tools(**{**fields, **changes})
+
+    def workload(self, store: Store, rows: int = 32, trainable: bool = True) -> Workload:
+        """As Load would answer: model and splits in the store, the model cloudpickled."""
+
+        def write(folder: Path) -> None:
+            (folder / "model.pkl").write_bytes(cloudpickle.dumps(self.module))
+            source = Source(kind="cloudpickle", file="model.pkl", names=tuple(self.shapes), call=self.call)
+            write_json(folder / "source.json", source)
+
+        def split(seed: int) -> Split:
+            return Split(key=store.add(self.samples(rows, seed).save), rows=rows, labelled=True)
+
+        return Workload(
+            model=store.add(write), form="module", sha256="0" * 64, name=self.name, signature=self.signature(),
+            metric=MetricSpec(name="accuracy"), train=split(1) if trainable else None, calibration=split(2),
+            selection=split(3),
+        )  # fmt: skip
 
     def layout(self) -> Layout:
         return layout(self.adapter(), self.tensors(4), "module", self.signature())

@@ -8,21 +8,18 @@ recurrent network (docs/measurements.md). Who reads a unit is found by trying: w
 """
 
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated
 
-import torch
 from annotated_types import Ge, Le
-from torch import Tensor, nn
+from torch import nn
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
 from petra_deploy.worker.model import recurrent, surgery
-from petra_deploy.worker.model.adapter import submodule
 from petra_deploy.worker.model.blocks import gone
 from petra_deploy.worker.model.export import example_of
-from petra_deploy.worker.model.importance import rounded_width, strongest
-from petra_deploy.worker.model.readers import Part
+from petra_deploy.worker.model.importance import rounded_width, strongest_units
 from petra_deploy.worker.model.recurrent import Kept, Recurrence
 from petra_deploy.worker.model.trial import Trial
 
@@ -70,7 +67,7 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
         width = rounded_width(found.width, ratio, options.round_to)
         widths[name] = [found.width, width]
         if width < found.width:
-            kept[found] = _strongest(model, found, width)
+            kept[found] = strongest_units(model, found, width)
     small = surgery.twin(model)
     if kept:
         if reason := recurrent.mixes(list(kept), trial):
@@ -83,36 +80,3 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
         small,
         facts={"widths": widths, "parameters": [surgery.size(model), surgery.size(small)]},
     )
-
-
-def _strongest(model: nn.Module, group: Recurrence, count: int) -> Kept:
-    """In each layer and direction the units with the largest weights, in and out of them."""
-    scores = {part: _scores(model, group, part) for part in group.parts}
-    if group.tied:
-        scores = dict.fromkeys(group.parts, torch.stack(list(scores.values())).sum(0))
-    return {part: tuple(strongest(score, count)) for part, score in scores.items()}
-
-
-def _scores(model: nn.Module, group: Recurrence, part: Part) -> Tensor:
-    """The product of the norms of what a unit receives and of what is read of it: float64, (units,)."""
-    layer = submodule(model, group.name)
-    depth, way = part
-    suffix = f"_l{depth}" + ("_reverse" if way else "")
-    width = group.width
-
-    def weight(name: str) -> Tensor:
-        return cast(Tensor, getattr(layer, name)).detach().double().cpu()
-
-    received = torch.cat([weight(f"weight_ih{suffix}"), weight(f"weight_hh{suffix}")], 1)
-    incoming = received.reshape(-1, width, received.shape[1]).square().sum((0, 2))
-    outgoing = weight(f"weight_hh{suffix}").square().sum(0)
-    for name in (f"weight_ih_l{depth + 1}", f"weight_ih_l{depth + 1}_reverse"):
-        if hasattr(layer, name):
-            outgoing += weight(name)[:, way * width : (way + 1) * width].square().sum(0)
-    for (source, reader, side), positions in group.readers.items():
-        if source == part:
-            for name, values in surgery.weights(model, surgery.Place(reader, side, positions)):
-                if name.startswith("weight"):
-                    squares = values.double().cpu().reshape(len(values), -1).square().sum(1)
-                    outgoing += torch.stack([squares[list(at)].sum() for at in positions])
-    return (incoming * outgoing).sqrt()

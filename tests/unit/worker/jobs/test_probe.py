@@ -1,0 +1,75 @@
+"""Probe: groups that matter more show more damage, and work has its price."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+
+from petra_deploy.core.job import Probe
+from petra_deploy.core.store import Store
+from petra_deploy.testing.inline import Inline
+from petra_deploy.worker.jobs import probe
+from petra_deploy.worker.jobs.probe import Shrinker, damage, divergence
+from tests.models import CASES
+
+
+@pytest.mark.parametrize("name", ["resnet", "torch_encoder", "gru_both_ways", "dicts"])
+def test_every_group_gets_a_finite_damage_and_costs_are_positive(name: str, tmp_path: Path) -> None:
+    run = Inline(Store(tmp_path))
+    case = CASES[name]()
+    facts = case.layout()
+    found = run.must(Probe(workload=case.workload(run.store), layout=facts))
+    assert set(found.sensitivity) == {f"{g.kind}/{g.name}" for g in facts.groups}
+    assert all(0 <= value <= 1000 for value in found.sensitivity.values())
+    assert found.forward_seconds_per_row > 0
+    assert found.train_seconds_per_row is not None
+    assert found.train_seconds_per_row > 0
+
+
+def test_a_group_that_does_nothing_has_no_damage_and_others_have(tmp_path: Path) -> None:
+    case = CASES["mobilenet"]()
+    with torch.no_grad():  # this residual block adds zero
+        case.module.blocks[2].body[7].weight.zero_()
+        case.module.blocks[2].body[7].bias.zero_()
+    run = Inline(Store(tmp_path))
+    found = run.must(Probe(workload=case.workload(run.store), layout=case.layout())).sensitivity
+    assert found["block/blocks.2"] < 1e-9
+    assert found["channels/blocks.2.body.0"] < 1e-9
+    assert found["block/blocks.0"] > 1e-4
+    assert found["channels/stem.0"] > 1e-4
+
+
+def test_without_training_rows_no_training_is_timed(tmp_path: Path) -> None:
+    run = Inline(Store(tmp_path))
+    case = CASES["mlp"]()
+    found = run.must(Probe(workload=case.workload(run.store, trainable=False), layout=case.layout()))
+    assert found.train_seconds_per_row is None
+
+
+def test_groups_beyond_the_time_count_as_the_median_and_the_log_says_so() -> None:
+    case = CASES["mlp"]()
+    lines: list[str] = []
+    groups = case.layout().groups
+    found = damage(
+        case.adapter(), groups, Shrinker(case.adapter(), case.tensors(2)), case.samples(), case.signature(),
+        lines.append, seconds=-1.0,
+    )  # fmt: skip
+    assert set(found) == {f"{g.kind}/{g.name}" for g in groups}
+    assert "not probed" in lines[-1]
+
+
+def test_divergence_is_none_for_equals_and_bounded_for_nonsense() -> None:
+    y = torch.randn(8, 3)
+    assert divergence(y, y) == 0
+    assert divergence(y, y.mean(0).expand_as(y)) == pytest.approx(1)
+    assert divergence(y, y * float("nan")) == probe.WORST
+
+
+def test_the_model_and_the_number_of_threads_stay_as_they_were(tmp_path: Path) -> None:
+    case = CASES["gru_mean"]()
+    before, threads = copy.deepcopy(case.module.state_dict()), torch.get_num_threads()
+    run = Inline(Store(tmp_path))
+    run.must(Probe(workload=case.workload(run.store), layout=case.layout()))
+    assert all(torch.equal(before[k], v) for k, v in case.module.state_dict().items())
+    assert torch.get_num_threads() == threads

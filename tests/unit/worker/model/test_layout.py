@@ -1,0 +1,123 @@
+"""What the layout of a model tells: operators, sizes, and groups that hold."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from petra_deploy.core.workload import BATCH, Signature, TensorSpec
+from petra_deploy.worker.model.adapter import Adapter
+from petra_deploy.worker.model.layout import layout
+from tests.models import CASES
+
+
+def names(case: str, kind: str) -> set[str]:
+    return {group.name for group in CASES[case]().layout().of_kind(kind)}
+
+
+def test_operators_are_counted_by_class_and_sizes_are_those_of_the_weights() -> None:
+    case = CASES["resnet"]()
+    facts = case.layout()
+    assert facts.operators == {"BatchNorm2d": 20, "Conv2d": 20, "Linear": 1}
+    assert facts.parameters == sum(p.numel() for p in case.module.parameters())
+    assert facts.bytes == 4 * sum(t.numel() for t in case.module.state_dict().values() if t.is_floating_point())
+
+
+def test_channels_that_meet_in_a_residual_sum_are_one_group() -> None:
+    found = {group.name: group for group in CASES["resnet"]().layout().of_kind("channels")}
+    assert found["conv1"].width == 16
+    assert "stages.0.0.conv2" not in found  # added to the stem's channels
+    assert "stages.0.0.conv1" in found  # inside the block, free
+
+
+def test_the_layer_that_makes_the_outputs_is_protected() -> None:
+    facts = CASES["resnet"]().layout()
+    assert "fc" not in {group.name for group in facts.groups}
+    assert "channels/fc" in facts.refused
+
+
+def test_depthwise_channels_go_with_those_that_feed_them() -> None:
+    found = names("mobilenet", "channels")
+    assert "blocks.1.body.0" in found
+    assert "blocks.1.body.3" not in found  # the depthwise convolution
+
+
+@pytest.mark.parametrize("case", ["torch_encoder", "hand_encoder"])
+def test_of_a_transformer_the_feed_forward_width_is_offered_and_attention_is_not(case: str) -> None:
+    facts = CASES[case]().layout()
+    offered = {group.name.rsplit(".", 1)[-1] for group in facts.of_kind("channels")}
+    assert offered in ({"linear1"}, {"up"})
+    assert len(facts.of_kind("channels")) == 2  # one a layer
+
+
+def test_parts_of_a_concat_are_groups_of_their_own() -> None:
+    assert {"blocks.0.convs.0", "blocks.0.convs.1", "blocks.0.convs.2", "blocks.0.pool.1"} <= names(
+        "inception", "channels"
+    )
+
+
+class Shuffled(nn.Module):
+    """Channel order matters: neighbours are added up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 16), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.head(torch.relu(y.view(len(y), -1, 2).sum(2)))
+
+
+class Rolled(nn.Module):
+    """Runs at any width, yet each channel is weighed by its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(4, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.head(y * torch.linspace(0, 1, y.shape[1], device=y.device))
+
+
+@pytest.mark.parametrize("module", [Shuffled(), Rolled()])
+def test_channels_whose_order_matters_are_refused_with_the_reason(module: nn.Module) -> None:
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(BATCH, 4)),),
+        outputs=(TensorSpec(name="output", dtype="float32", shape=(BATCH, 3)),),
+    )
+    facts = layout(Adapter(module, ("x",)).eval(), (torch.randn(2, 4),), "module", signature)
+    assert facts.of_kind("channels") == ()
+    assert facts.refused["channels/first"]
+
+
+def test_residual_blocks_and_encoder_layers_are_removable_strided_ones_and_single_layers_are_not() -> None:
+    assert names("resnet", "block") == {"stages.0.0", "stages.0.1", "stages.1.1", "stages.2.1", "stages.3.1"}
+    assert names("torch_encoder", "block") == {"encoder.layers.0", "encoder.layers.1"}
+    assert names("hand_encoder", "block") == {"blocks.0", "blocks.1"}
+    assert names("mlp", "block") == set()
+
+
+def test_recurrent_layers_are_groups_of_units() -> None:
+    for case in ("lstm", "gru_mean", "gru_both_ways", "lstm_hidden", "rnn", "events"):
+        assert names(case, "units") == {"rnn"}, case
+
+
+def test_macs_and_parameters_of_a_group_are_those_of_the_layers_that_make_it() -> None:
+    group = next(g for g in CASES["mlp"]().layout().groups if g.name == "0")
+    assert (group.width, group.parameters, group.macs) == (64, 64 * 64 + 64, 64 * 64)
+
+
+def test_the_model_comes_out_as_it_went_in() -> None:
+    case = CASES["torch_encoder"]()
+    model = case.adapter()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    layout(model, case.tensors(4), "module", case.signature())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert not any(m._forward_hooks for m in model.modules())
+    assert all("forward" not in vars(m) for m in model.modules())
+
+
+def test_frozen_weights_do_not_hide_groups() -> None:
+    case = CASES["cnn"]()
+    case.module.requires_grad_(False)
+    assert len(case.layout().of_kind("channels")) == 3

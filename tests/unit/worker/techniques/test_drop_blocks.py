@@ -1,0 +1,84 @@
+"""drop_blocks: what goes into a dropped block comes out of it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from petra_deploy.core.errors import Problem
+from petra_deploy.worker.techniques import drop_blocks
+from tests.models import CASES, Case
+
+
+def all_blocks(case: Case) -> drop_blocks.Options:
+    return drop_blocks.Options(blocks=tuple(g.name for g in case.layout().of_kind("block")))
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "torch_encoder", "hand_encoder", "inception", "cnn"])
+def test_the_model_runs_without_any_of_its_blocks(name: str, tmp_path: Path) -> None:
+    case = CASES[name]()
+    model = case.adapter()
+    applied = drop_blocks.apply(model, all_blocks(case), case.tools(tmp_path))
+    with torch.no_grad():  # torch's encoder takes its fast path here
+        for rows in (1, 5):
+            assert [t.shape for t in applied.model(*case.tensors(rows))] == [
+                t.shape for t in model(*case.tensors(rows))
+            ]
+    assert applied.facts["parameters"][1] < applied.facts["parameters"][0]
+
+
+def test_a_residual_block_that_adds_nothing_can_go_without_a_trace(tmp_path: Path) -> None:
+    case = CASES["mobilenet"]()
+    last = case.module.blocks[2].body[7]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.zero_()
+    model = case.adapter()
+    small = drop_blocks.apply(model, drop_blocks.Options(blocks=("blocks.2",)), case.tools(tmp_path)).model
+    torch.testing.assert_close(small(*case.tensors(4)), model(*case.tensors(4)))
+
+
+def test_one_layer_of_torchs_encoder_can_go_whichever_it_is(tmp_path: Path) -> None:
+    case = CASES["torch_encoder"]()
+    for name in ("encoder.layers.0", "encoder.layers.1"):
+        small = drop_blocks.apply(case.adapter(), drop_blocks.Options(blocks=(name,)), case.tools(tmp_path)).model
+        with torch.no_grad():
+            assert torch.isfinite(small(*case.tensors(4))[0]).all()
+
+
+class Tupled(nn.Module):
+    """Layers that give a tuple, as in many text models."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.norm = nn.Linear(8, 8), nn.LayerNorm(8)
+
+        def forward(self, hidden: Tensor, scale: float = 1.0) -> tuple[Tensor, None]:
+            return hidden + scale * self.norm(self.linear(hidden)), None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(self.Layer() for _ in range(3))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x, _ = layer(hidden=x, scale=0.5)
+        return self.head(x)
+
+
+def test_a_block_that_gives_a_tuple_is_passed_through_as_one(tmp_path: Path) -> None:
+    case = Case("tupled", Tupled().eval(), {"x": (8,)}, {})
+    assert [g.name for g in case.layout().of_kind("block")] == ["layers.0", "layers.1", "layers.2"]
+    small = drop_blocks.apply(case.adapter(), all_blocks(case), case.tools(tmp_path)).model
+    x = case.tensors(4)
+    torch.testing.assert_close(small(*x)[0], case.module.head(*x))
+
+
+def test_a_block_that_changes_its_shape_is_refused(tmp_path: Path) -> None:
+    case = CASES["resnet"]()
+    for name, match in (("stages.1.0", "without"), ("stages.9", "no block")):
+        with pytest.raises(Problem, match=match):
+            drop_blocks.apply(case.adapter(), drop_blocks.Options(blocks=(name,)), case.tools(tmp_path))
