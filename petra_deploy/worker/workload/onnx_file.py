@@ -38,6 +38,8 @@ def take(path: Path, out: Path) -> tuple[str, ...]:
         raise Problem("input", f"{path.name} is damaged: {one_line(error)}", "export or download it again") from None
     _check_domains(model, path.name)
     external_data.inline(model, path.parent)
+    if any(not value.type.tensor_type.HasField("shape") for value in model.graph.output):
+        model = onnx.shape_inference.infer_shapes(model)  # the checker asks for ranks that some exporters leave out
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, TypeError) as error:

@@ -44,7 +44,7 @@ def observe(inputs: Sequence[TensorSpec], run: Run, feeds: Feeds) -> tuple[Signa
             f"the output {two[0][0]} is {list(two[0][1].shape)} for 2 rows: its first dimension is not the rows",
             "let the model take and give rows in the first dimension (batch_first=True)",
         )
-    kept, notes = list(inputs), list[str]()
+    kept, notes = list(inputs), _mixing(run, feeds(2), two[0])
     for name in dict.fromkeys(n for spec in inputs for n in spec.shape[1:] if isinstance(n, str)):
         if not _follow(name, kept, run, feeds(2), two, shapes):
             kept = [_fixed(spec, name, feeds(2)[spec.name]) for spec in kept]
@@ -54,6 +54,29 @@ def observe(inputs: Sequence[TensorSpec], run: Run, feeds: Feeds) -> tuple[Signa
         for (name, value), shape in zip(two, shapes, strict=True)
     )
     return Signature(inputs=tuple(kept), outputs=outputs), tuple(notes)
+
+
+def _mixing(run: Run, feeds: dict[str, Array], before: tuple[str, Array]) -> list[str]:
+    """Refuse a model whose rows influence each other: swapped inputs must give swapped outputs."""
+    name, value = before
+    swapped = run({key: rows[::-1].copy() for key, rows in feeds.items()})[0][1]
+    if _close(value, swapped[::-1]):
+        return []
+    if not _close(value, run(feeds)[0][1]):
+        return ["warning: the model gives other outputs each time it runs, so figures have noise of its own"]
+    raise Problem(
+        "unsupported",
+        f"the rows of a batch influence each other in the output {name}, so they cannot be judged one by one",
+        "let the first dimension be the rows (batch_first=True for recurrent layers and attention)",
+    )
+
+
+def _close(a: Array, b: Array) -> bool:
+    if a.dtype.kind != "f":
+        return bool(np.array_equal(a, b))
+    finite = a[np.isfinite(a)]
+    scale = float(np.abs(finite).max()) if finite.size else 1.0
+    return bool(np.allclose(a, b, rtol=1e-3, atol=1e-3 * scale + 1e-9, equal_nan=True))
 
 
 def _follow(
