@@ -114,6 +114,7 @@ class Offer(Data):
     acts_on: ActsOn
     knobs: dict[str, Knob] = field(default_factory=dict)
     fixed: dict[str, object] = field(default_factory=dict)  # options the target settles, like round_to
+    order: int = 0  # among quantizers: lower is tried first
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
     jailed = jail(read=[*python_paths(), model], write=[store.root])
 
-After it the process can read and write only what was named, start no program, open no TCP
+After it the process can read and write only what was named, start no program (unless asked), open no TCP
 connection and signal nobody outside. Needs no root, only Linux 6.7 or later, and takes half a
 millisecond. It holds for this thread and those it starts, so call it before any other thread
 exists. Source: landlock(7) and the kernel's `include/uapi/linux/landlock.h`.
@@ -28,9 +28,12 @@ _NEEDED_ABI = 4  # the first that controls TCP
 _ABI_FILES = {4: (1 << 15) - 1}  # later ones also control ioctl on devices
 
 
-def jail(read: Sequence[Path], write: Sequence[Path], memory_bytes: int | None = None) -> bool:
+def jail(
+    read: Sequence[Path], write: Sequence[Path], memory_bytes: int | None = None, *, programs: bool = False
+) -> bool:
     """Confine this process for good; False where the system cannot, and then only the memory limit holds.
 
+    With `programs`, files in `read` may be executed; what is started is confined in the same way.
     Paths that do not exist are left out. `write` includes reading. Raises RuntimeError when other
     threads run already, since they would stay outside.
     """
@@ -47,7 +50,7 @@ def jail(read: Sequence[Path], write: Sequence[Path], memory_bytes: int | None =
     ruleset = _checked(libc.syscall(_CREATE, attributes, len(attributes), 0), "create")
     try:
         for path in {*read}:
-            _allow(libc, ruleset, path, _READ & handled)
+            _allow(libc, ruleset, path, (_READ | (_EXECUTE if programs else 0)) & handled)
         devices = [Path("/dev/shm"), Path("/dev/null"), *Path("/dev").glob("nvidia*"), Path("/dev/dri")]
         for path in {*write, *devices}:
             _allow(libc, ruleset, path, handled & ~_EXECUTE)

@@ -41,6 +41,7 @@ def main() -> None:
         read=[*jail.python_paths(), *(Path(p) for p in setup["read"])],
         write=[store.root, Path(os.devnull)],
         memory_bytes=setup["memory_bytes"],
+        programs=True,  # neural-compressor asks the system's tools about the processor; they are jailed too
     )
     _send(sink, {"jailed": jailed})
     context = Context(store, _log)

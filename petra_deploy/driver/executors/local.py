@@ -31,6 +31,13 @@ from petra_deploy.core.outcome import Done, Failed, FailureKind
 _LOG_CAP = 4 << 20  # bytes of output kept a job
 _JOBS_A_CHILD = 40
 _GRACE = 5.0  # seconds between SIGTERM and SIGKILL
+_FOLDERS = {  # where packages would otherwise write into the user's home
+    "TMPDIR": "tmp",
+    "HABANA_LOGS": "tmp/inc",
+    "MPLCONFIGDIR": "tmp/matplotlib",
+    "NUMBA_CACHE_DIR": "tmp/numba",
+    "TORCHINDUCTOR_CACHE_DIR": "tmp/inductor",
+}
 _WORKER = "petra_deploy.worker.main"
 _ROOT = Path(__file__).resolve().parents[3]  # what holds the package: children import the same one
 
@@ -100,7 +107,8 @@ class _Child:
         self._answers, answer_write = os.pipe()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ORT_")}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
-        environment["TMPDIR"] = str(options.store / "tmp")
+        for name, folder in _FOLDERS.items():
+            environment[name] = str(options.store / folder)
         environment["PYTHONDONTWRITEBYTECODE"] = "1"
         try:
             self.process = subprocess.Popen(

@@ -10,7 +10,7 @@ trials what one gene a group does not find in 120 (docs/decisions/0002-few-coeff
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from petra_deploy.core.extension import Space
@@ -47,16 +47,23 @@ class Encoding:
         for name in self.plan.runtime:
             yield f"runtime.{name}"
 
-    def _quantizers(self) -> tuple[Offer, ...]:
-        return tuple(offer for offer in self.plan.offers if offer.phase is Phase.QUANTIZE)
+    def quantizers(self) -> tuple[str, ...]:
+        """The names of the quantizers that apply, in the order in which they are tried."""
+        return tuple(offer.technique for offer in self._quantizers())
 
-    def decode(self, genome: Genome, *, allowance: float, epochs: float | None = None) -> Strategy:
+    def _quantizers(self) -> tuple[Offer, ...]:
+        found = (offer for offer in self.plan.offers if offer.phase is Phase.QUANTIZE)
+        return tuple(sorted(found, key=lambda o: (o.order, o.acts_on != "module", o.technique)))
+
+    def decode(
+        self, genome: Genome, *, allowance: float, epochs: float | None = None, broken: Collection[str] = ()
+    ) -> Strategy:
         """The strategy a genome stands for; `allowance` is a trial's fair share of training, seconds.
 
-        `epochs`, where given, stands for what the allowance would buy. The same genome, allowance
-        and cost model give the same strategy.
+        `epochs`, where given, stands for what the allowance would buy; quantizers in `broken` give
+        way to the next. The same genome, allowance and cost model give the same strategy.
         """
-        quantizer = self._quantizer(genome.get("quantize", 0.0))
+        quantizer = self._quantizer(genome.get("quantize", 0.0), broken)
         steps = []
         shrunk = False
         for offer in sorted(self.plan.offers, key=lambda o: (o.acts_on != "module", o.phase, o.technique)):
@@ -71,15 +78,18 @@ class Encoding:
                 continue
             shrunk = shrunk or offer.phase is Phase.SHRINK
             steps.append(Step(technique=offer.technique, options=options))
-        runtime: dict[str, object] = {
-            name: _value(knob, genome.get(f"runtime.{name}", 0.0)) for name, knob in self.plan.runtime.items()
-        }
+        runtime: dict[str, object] = {}
+        for name, knob in self.plan.runtime.items():
+            value = _value(knob, genome.get(f"runtime.{name}", 0.0))
+            if value != _value(knob, 0.0):  # the backend's own default is not written down
+                runtime[name] = value
         strategy = Strategy(steps=tuple(steps), runtime=runtime, seed=self.seed)
         return self._with_epochs(strategy, genome, allowance, epochs)
 
-    def _quantizer(self, gene: float) -> str | None:
+    def _quantizer(self, gene: float, broken: Collection[str] = ()) -> str | None:
         names = [None, *(offer.technique for offer in self._quantizers())]
-        return names[min(int(gene * len(names)), len(names) - 1)]
+        first = min(int(gene * len(names)), len(names) - 1)
+        return next((name for name in (*names[first:], *names[1:first]) if name not in broken), None)
 
     def quantizer_gene(self, technique: str | None) -> float:
         """The middle of the range of "quantize" that means this technique."""

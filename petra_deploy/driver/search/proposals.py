@@ -11,6 +11,7 @@ from petra_deploy.driver.search import choose
 from petra_deploy.driver.search.cost_model import epochs_of
 from petra_deploy.driver.search.encoding import Encoding
 
+_FINAL = ("timeout", "memory", "diverged")  # another precision would not help
 _CLOSE = 2.5  # points above the limit
 
 
@@ -29,13 +30,15 @@ def after(
     encoding: Encoding,
 ) -> list[Proposal]:
     """What to enqueue; nothing where the outcome teaches nothing of the kind."""
+    epochs = epochs_of(outcome.strategy) or None
+    if outcome.failed is not None and outcome.failed.job == "transform" and outcome.failed.kind not in _FINAL:
+        return [Proposal(other, epochs) for other in encoding.neighbours(genome)[-1:]]
     if not outcome.ok:
         return []
     record = choose.gain(best_before, goal, baseline_bytes) if best_before else 1.0
     if choose.gain(outcome, goal, baseline_bytes) <= record * 0.7:
         return []
     if choose.feasible(outcome, goal):
-        epochs = epochs_of(outcome.strategy) or None
         return [Proposal(other, epochs) for other in encoding.neighbours(genome)]
     if choose.upper_drop(outcome, 0.0) <= goal.max_drop + _CLOSE:
         return [Proposal(longer) for longer in encoding.longer(genome)]

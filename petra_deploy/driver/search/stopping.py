@@ -1,11 +1,21 @@
 """When failures say that going on is pointless."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from petra_deploy.core.outcome import Outcome
 
 _SAME_IN_A_ROW = 5
 _FIRST = 10
+
+
+def broken(outcomes: Sequence[Outcome], techniques: Collection[str]) -> frozenset[str]:
+    """Those of `techniques` that failed whenever they were tried, twice at least: the next stands in."""
+    found = set()
+    for technique in techniques:
+        tried = [o for o in outcomes if any(step.technique == technique for step in o.strategy.steps)]
+        if len(tried) >= 2 and all(o.failed and o.failed.job == "transform" for o in tried):
+            found.add(technique)
+    return frozenset(found)
 
 
 def hopeless(outcomes: Sequence[Outcome]) -> str | None:

@@ -40,19 +40,25 @@ class Search:
     storage: str | None  # an Optuna storage URL; None: in memory
     sampler: str
     seed: int
-    on_outcome: Callable[[int, Outcome], None]  # trial number, outcome: recorded, best bundle kept
+    on_outcome: Callable[[int, Outcome], None]  # trial from 1, outcome: recorded, best bundle kept
     on_event: OnEvent
     outcomes: list[Outcome] = field(default_factory=list)
     _known: dict[bytes, float] = field(default_factory=dict)  # decoded strategy -> value told
 
     def run(self) -> tuple[Outcome, ...]:
         presets = self.encoding.presets()
+        self._known[files.canonical(self.baseline.strategy)] = 0.0  # the baseline is no candidate
         study = self._open(presets)
         duplicates = 0
         while not self._finished() and duplicates < _DUPLICATES:
             trial = study.ask()
             genome = {name: trial.suggest_float(name, 0.0, 1.0) for name in sorted(self.encoding.space.names)}
-            strategy = self.encoding.decode(genome, allowance=self._allowance(), epochs=trial.user_attrs.get("epochs"))
+            strategy = self.encoding.decode(
+                genome,
+                allowance=self._allowance(),
+                epochs=trial.user_attrs.get("epochs"),
+                broken=stopping.broken(self.outcomes, self.encoding.quantizers()),
+            )
             identity = files.canonical(strategy)
             if identity in self._known:
                 duplicates += 1
@@ -105,7 +111,7 @@ class Search:
             told = None
             study.tell(trial, state=TrialState.FAIL)
         self._remember(outcome, told)
-        self.on_outcome(trial.number, outcome)
+        self.on_outcome(len(self.outcomes), outcome)
         if (reason := stopping.hopeless(self.outcomes)) is not None:
             raise NotMet(f"the search ended early: {reason}", "the logs of the trials are in the run folder")
         waiting = sum(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False))

@@ -2,7 +2,8 @@
 
 A technique module may define, beside its Protocol: `fixed(layout, target)`, options that the target
 settles and the search does not turn; and `NEEDS_TRAINING = True`, without which it is offered even
-where there is no data to train on.
+where there is no data to train on; and `ORDER`, by which the search
+tries quantizers (lower first).
 """
 
 from types import ModuleType
@@ -96,4 +97,5 @@ def _offer(name: str, technique: ModuleType, layout: Layout, target: Target) -> 
         acts_on=technique.ACTS_ON,
         knobs=dict(technique.knobs(layout, target)),
         fixed=dict(fixed),
+        order=getattr(technique, "ORDER", 0),
     )

@@ -26,6 +26,7 @@ from petra_deploy.worker.model.export import example_of
 from petra_deploy.worker.model.importance import channel_scores, strongest, strongest_units
 from petra_deploy.worker.model.quiet import cause, quiet
 from petra_deploy.worker.model.trial import Tensors, Trial
+from petra_deploy.worker.training.device import resolve
 
 SECONDS = 30.0  # for the damages of all groups together
 ROWS = 128  # most calibration rows; fewer where a forward pass is slow
@@ -51,7 +52,7 @@ def run(job: Probe, context: Context) -> Probed:
         train = None
         if workload.train is not None:
             batch = tensors(Samples.open(context.store.path(workload.train.key)).first(BATCH), workload.signature)
-            train = _train_seconds(model, batch, job.device, context.log)
+            train = _train_seconds(model, batch, resolve(job.device), context.log)
     return Probed(sensitivity=damages, train_seconds_per_row=train, forward_seconds_per_row=forward)
 
 

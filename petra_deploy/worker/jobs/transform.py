@@ -33,6 +33,7 @@ from petra_deploy.worker.context import Context
 from petra_deploy.worker.jobs import _prefix
 from petra_deploy.worker.model import graph, parity
 from petra_deploy.worker.model.export import example_of, export
+from petra_deploy.worker.training.device import resolve
 from petra_deploy.worker.workload.opened import open_graph, open_module
 
 
@@ -194,6 +195,6 @@ def _tools(work: Work, name: str) -> Tools:
         seed=job.strategy.seed,
         scratch=scratch,
         log=work.context.log,
-        device=job.device,
+        device=resolve(job.device),
         epochs_share=job.fidelity.epochs,
     )

@@ -17,6 +17,7 @@ from petra_deploy.core.plan import ActsOn
 from petra_deploy.worker.techniques._ort_graphs import calibration_reader, finished, has_any, prepared
 
 PHASE = Phase.QUANTIZE
+ORDER = 1
 ACTS_ON: ActsOn = "graph"
 LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 BETWEEN = [  # what stands between convolutions and has an int8 form
