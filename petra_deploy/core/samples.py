@@ -37,7 +37,7 @@ class Samples:
         """In order, the last one smaller; arrays are contiguous copies."""
         for start in range(0, len(self), size):
             part = self.take(slice(start, start + size))
-            feeds = {name: np.ascontiguousarray(values) for name, values in part.inputs.items()}
+            feeds = {name: np.array(values, order="C") for name, values in part.inputs.items()}
             yield feeds, part.target
 
     def save(self, folder: Path) -> None:
