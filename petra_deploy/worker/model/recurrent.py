@@ -68,6 +68,8 @@ def recurrence(model: nn.Module, name: str, trial: Trial) -> Recurrence | str:
         return f"{name} is no recurrent layer"
     if layer.proj_size:
         return "its outputs are projected (proj_size)"
+    if not all(surgery.is_plain(layer, weight) for weight in layer._flat_weights_names):
+        return "its weights are computed (a parametrization or weight norm)"
     if layer.hidden_size < 2:
         return "it has one unit only"
     try:

@@ -135,7 +135,15 @@ def axes(layer: nn.Module, side: Side) -> tuple[tuple[str, int], ...]:
         dims = dict.fromkeys(names, 1)
     else:
         raise TypeError(f"a {type(layer).__name__}")
-    return tuple((name, dims[name]) for name in names if getattr(layer, name, None) is not None)
+    held = [name for name in names if getattr(layer, name, None) is not None]
+    if computed := [name for name in held if not is_plain(layer, name)]:
+        raise TypeError(f"a {type(layer).__name__} whose {computed[0]} is computed (a parametrization or weight norm)")
+    return tuple((name, dims[name]) for name in held)
+
+
+def is_plain(layer: nn.Module, name: str) -> bool:
+    """Whether the tensor is the layer's own; assigning to a computed one would write into the original's weights."""
+    return name in layer._parameters or name in layer._buffers
 
 
 def select(model: nn.Module, indices: Mapping[tuple[str, Side, int | None], Tensor]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from petra_deploy.core.workload import BATCH, Signature, TensorSpec
 from petra_deploy.worker.model.adapter import Adapter
 from petra_deploy.worker.model.layout import layout
-from tests.models import CASES
+from tests.models import CASES, Case
 
 
 def names(case: str, kind: str) -> set[str]:
@@ -121,3 +121,26 @@ def test_frozen_weights_do_not_hide_groups() -> None:
     case = CASES["cnn"]()
     case.module.requires_grad_(False)
     assert len(case.layout().of_kind("channels")) == 3
+
+
+def test_a_layer_whose_weight_is_computed_is_refused_and_left_as_it_is() -> None:
+    weight_norm = torch.nn.utils.parametrizations.weight_norm
+    module = nn.Sequential(weight_norm(nn.Linear(4, 16)), nn.ReLU(), nn.Linear(16, 3)).eval()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    case = Case("normed", module, {"x": (4,)}, {})
+    assert "is computed" in case.layout().refused["channels/0"]
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_a_model_that_takes_one_batch_size_only_still_has_groups() -> None:
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.head = nn.Linear(6, 32), nn.Linear(32, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.first(x.view(4, 6))))
+
+    signature = Signature(inputs=(), outputs=())
+    facts = layout(Adapter(Fixed(), ("x",)).eval(), (torch.randn(4, 6),), "module", signature)
+    assert [group.name for group in facts.groups] == ["first"]
