@@ -1,5 +1,6 @@
 """`petra-deploy demo`: the whole journey on handwritten digits, which ship with the package."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,7 +59,11 @@ def _train(folder: Path) -> None:
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}", "choose another --out") from None
     done = subprocess.run(
-        [sys.executable, "-m", "petra_deploy.demo.train", str(folder)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "petra_deploy.demo.train", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
     )
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -48,6 +48,8 @@ def command(ctx: click.Context, /, as_json: bool, quiet: bool, **given: Any) -> 
     """
     from petra_deploy.api import optimize
 
+    if given["max_drop"] is None:
+        del given["max_drop"]
     if given["resume"]:
         given = {**_as_before(given), **_explicit(ctx, given), "resume": True}
     with Console(quiet=quiet) as console:

@@ -75,8 +75,9 @@ target = click.option("--target", default="cpu", show_default=True, metavar="NAM
 
 judgement = _together(
     target,
-    click.option("--max-drop", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="POINTS",
-                 help="The most that the metric may fall; a point is 0.01. Example: --max-drop 0.5"),
+    click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS",
+                 help="The most that the metric may fall; a point is 0.01. Example: --max-drop 0.5  "
+                      "[default: 1.0; apply: the strategy's own]"),
     click.option("--batch", "batches", type=BATCHES, default=(1, 16), metavar="SIZES",
                  help="Batch sizes to measure; latency means the first. Example: --batch 1,16  [default: 1,16]"),
     click.option("--seed", type=int, default=0, show_default=True, metavar="N",

@@ -77,6 +77,9 @@ class Search:
             if outcome.failed and outcome.failed.kind == "disk":
                 raise OutOfDisk(outcome.failed.reason, "free some space and run again with --resume")
             self._tell(study, trial, genome, outcome)
+        if self.trials is not None and len(self.outcomes) < self.trials and duplicates < _DUPLICATES:
+            text = f"the time was used up after {len(self.outcomes)} of {self.trials} trials: give more --time for all"
+            self.on_event(Event(kind="note", text=text))
         return tuple(self.outcomes)
 
     def _open(self, presets: list[dict[str, float]]) -> optuna.Study:

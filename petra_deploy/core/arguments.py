@@ -1,0 +1,121 @@
+"""What a caller gives, as the types of a `Request`: checked here, once, for the API and the command line.
+
+Paths become absolute; an object handed over in memory (a module, arrays, an iterable) is written into
+the run folder by cloudpickle, since this very process vouches for it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from petra_deploy.core.errors import BadInput
+from petra_deploy.core.folder import default_out
+from petra_deploy.core.outcome import Budget, Goal
+from petra_deploy.core.request import parse_duration
+from petra_deploy.core.workload import DataSource, ModelSource
+
+DEFAULT_SECONDS = 900.0
+_SECONDS_A_TRIAL = 30.0  # where trials are given alone
+Objective = Literal["latency", "throughput", "size"]
+
+
+def budget(trials: int | None, time: float | str | None) -> Budget:
+    if trials is not None and trials < 1:
+        raise BadInput(f"{trials} trials are too few", "ask for at least one")
+    if time is None:
+        return Budget(trials=trials, seconds=max(trials * _SECONDS_A_TRIAL, 120.0) if trials else DEFAULT_SECONDS)
+    return Budget(trials=trials, seconds=parse_duration(time))
+
+
+def goal(objective: Objective, max_drop: float, batches: Sequence[int]) -> Goal:
+    if objective not in ("latency", "throughput", "size"):
+        raise BadInput(f"{objective!r} is not an objective", "choose latency, throughput or size")
+    if not max_drop >= 0:
+        raise BadInput(f"a drop of {max_drop} points is not possible", "give a number from 0 upwards")
+    if not batches or any(b < 1 for b in batches):
+        raise BadInput(f"batch sizes {tuple(batches)} are not possible", "give numbers from 1 upwards, as 1,16")
+    return Goal(objective=objective, max_drop=max_drop, batches=tuple(batches))
+
+
+def model_source(model: Any, factory: str | None, trust: bool, out: Any) -> ModelSource:
+    """Where the model is; an object in memory is written into the run folder later."""
+    if model is None and factory is None:
+        raise BadInput("no model was given", "give a model file, or --model file.py:factory")
+    factory = _absolute_reference(factory) if factory else None
+    if model is None:
+        return ModelSource(path=None, factory=factory, trust=trust)
+    if isinstance(model, str | Path):
+        if not Path(model).exists():
+            raise BadInput(f"{model} does not exist", "give the path of the model file")
+        if Path(model).is_dir():
+            raise BadInput(f"{model} is a folder, not a model file", "give the path of the model file")
+        return ModelSource(path=str(Path(model).absolute()), factory=factory, trust=trust)
+    return ModelSource(path=None, factory=factory, trust=True, cloudpickled=True)
+
+
+def _absolute_reference(reference: str) -> str:
+    """ "file.py:name" with the file made absolute; "package.module:name" as it is."""
+    path, colon, name = reference.rpartition(":")
+    if not colon or not name or not path:
+        raise BadInput(
+            f"{reference!r} does not name a function", "write it as file.py:function or package.module:function"
+        )
+    if path.endswith(".py") or "/" in path:
+        if not Path(path).is_file():
+            raise BadInput(f"{path} does not exist", "give the path of the Python file before the colon")
+        return f"{Path(path).absolute()}:{name}"
+    return reference
+
+
+def metric_name(metric: str | None) -> str | None:
+    return _absolute_reference(metric) if metric and ":" in metric else metric
+
+
+def target_name(target: str) -> str:
+    return str(Path(target).absolute()) if target.endswith(".toml") else target
+
+
+def out_folder(out: str | Path | None, source: ModelSource, data: Any, suffix: str = "") -> Path:
+    if out is not None:
+        return Path(out).absolute()
+    found = default_out(source.path, source.factory, data if isinstance(data, str) else None)
+    return found.with_name(found.name + suffix).absolute()
+
+
+def handed_over(source: ModelSource, model: Any, folder: Path) -> ModelSource:
+    """The source, with an object in memory now in a file of the run folder."""
+    if not source.cloudpickled:
+        return source
+    return ModelSource(path=str(_pickle(model, folder / "input" / "model.pkl")), trust=True, cloudpickled=True)
+
+
+def data_source(data: Any, train: Any, selection: Any, test: Any, folder: Path) -> DataSource:
+    parts = {"train": train, "selection": selection, "test": test}
+    if data is not None and any(part is not None for part in parts.values()):
+        raise BadInput(
+            "both one data source and separate splits were given", "use --data, or --train, --selection and --test"
+        )
+    if data is not None and not isinstance(data, str | Path):
+        return DataSource(path=str(_pickle(data, folder / "input" / "data.pkl")), cloudpickled=True)
+    for path in (data, *parts.values()):
+        if path is not None and not Path(path).exists():
+            raise BadInput(f"{path} does not exist", "give a .npz file, a folder of .npz files, or a workload.py")
+
+    def absolute(part: Any) -> str | None:
+        return str(Path(part).absolute()) if part is not None else None
+
+    return DataSource(path=absolute(data), train=absolute(train), selection=absolute(selection), test=absolute(test))
+
+
+def _pickle(value: Any, path: Path) -> Path:
+    import cloudpickle
+
+    try:
+        content = cloudpickle.dumps(value)
+    except Exception as error:
+        raise BadInput(
+            f"the object cannot be sent to a worker: {error}", "save it to a file and give its path"
+        ) from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
