@@ -44,7 +44,7 @@ def longest(
         try:
             record = json.loads(filed.read_text())
             with open(context.store.path(record["entry"]) / "module.pkl", "rb") as file:
-                kept = torch.load(file, pickle_module=cloudpickle, weights_only=False, map_location="cpu")
+                kept = torch.load(file, weights_only=False, map_location="cpu")
         except Exception as error:  # evicted, torn, or classes of another session: the steps run again
             context.log(f"a kept module cannot be opened and is made again: {cause(error)}")
             continue

@@ -126,4 +126,4 @@ def _of_classes(a: Array, b: Array, name: str, limit: Limit) -> dict[str, float]
 
 
 def _rows(samples: Samples, signature: Signature, rows: Array) -> dict[str, Array]:
-    return {spec.name: np.ascontiguousarray(samples.inputs[spec.name][rows]) for spec in signature.inputs}
+    return {spec.name: np.array(samples.inputs[spec.name][rows], order="C") for spec in signature.inputs}

@@ -86,9 +86,8 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]
         tail = _after_clamp(node)
         head = any(user.op == "output" for user in tail.users)
         conv = node.target in CONV
-        if head and self.skip_head:
-            return
-        if not conv and data not in integer and weight.meta["val"].numel() < SMALL_HEAD:
+        small = not conv and data not in integer and weight.meta["val"].numel() < SMALL_HEAD
+        if head and (small or self.skip_head):
             return
         specs: dict[Any, Any] = {data: self.activation, weight: self.weight}
         if _is_parameter(bias) and (conv or data.meta["val"].dim() == 2):

@@ -84,7 +84,7 @@ def apply(model: torch.nn.Module, options: Options, tools: Tools) -> Applied:
         raise Problem(
             "unsupported",
             f"nothing in the model became int8 (operators with weights: {found})",
-            "GRU and plain RNN layers have no int8 kernel; heads below 16,384 weights stay in float on purpose",
+            "GRU and plain RNN layers have no int8 kernel; a last layer below 16,384 weights stays in float on purpose",
         )
     converted.meta["lower"] = options.lower
     facts: dict[str, object] = {"int8": counts["int8"], "float": counts["float"], "calibration_rows": rows}

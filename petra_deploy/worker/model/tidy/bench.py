@@ -44,8 +44,11 @@ class Bench:
     def __init__(self, model: ir.Model) -> None:
         self.model = model
         self.graph = model.graph
-        self._taken = {value.name for value in self.graph.initializers.values()} | {
-            value.name for node in self.graph for value in (*node.inputs, *node.outputs) if value is not None
+        inner = [graph for node in model.graph.all_nodes() for graph in _subgraphs(node)]
+        self._taken = {
+            value.name
+            for graph in (model.graph, *inner)
+            for value in (*graph.inputs, *graph.initializers.values(), *(out for node in graph for out in node.outputs))
         }
         self._count = 0
         self._packed: dict[ir.Value, Packed | None] = {}
@@ -123,6 +126,8 @@ class Bench:
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Every user of `old` takes `new`; a graph output keeps its name."""
         new.shape, new.type = old.shape, old.type or new.type
+        if old.is_graph_output():
+            old.name, new.name = self._name(), old.name
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
 
     def _name(self) -> str:
@@ -201,3 +206,14 @@ class Bench:
         if node.op_type == "Reshape" and lists and lists[0] is not None and 0 not in lists[0]:
             return array.reshape(lists[0])
         return None
+
+
+def _subgraphs(node: ir.Node) -> list[ir.Graph]:
+    """The bodies of If, Loop and Scan."""
+    found: list[ir.Graph] = []
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            found.append(attribute.as_graph())
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            found.extend(attribute.as_graphs())
+    return found

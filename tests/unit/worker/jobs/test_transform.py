@@ -1,0 +1,129 @@
+"""Transform: from a strategy to a graph in the store, through the real steps."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from petra_deploy.core.errors import BadInput
+from petra_deploy.core.job import Transform
+from petra_deploy.core.outcome import Failed, Graph
+from petra_deploy.core.samples import Samples
+from petra_deploy.core.store import Store
+from petra_deploy.core.strategy import Fidelity, Step, Strategy
+from petra_deploy.core.workload import Workload
+from petra_deploy.testing.inline import Inline
+from tests.models import CASES
+
+RECOVER = Step(technique="recover", options={"epochs": 1.0})
+INC = Step(technique="quantize_inc", options={"reduce_range": True})
+ORT = Step(technique="quantize_ort", options={"reduce_range": True})
+
+
+@pytest.fixture
+def run(store: Store) -> Inline:
+    return Inline(store)
+
+
+@pytest.fixture
+def workload(store: Store) -> Workload:
+    return CASES["cnn"]().workload(store)
+
+
+def test_the_empty_strategy_is_the_model_as_it_came(run: Inline, workload: Workload) -> None:
+    graph = run.must(Transform(workload=workload, strategy=Strategy()))
+    assert graph.signature == workload.signature
+    assert graph.bytes == (run.store.path(graph.key) / "model.onnx").stat().st_size
+    assert graph.facts["opset"] == 20
+    assert graph.facts["parity"]["module"]["output"]["cosine"] > 0.99999  # type: ignore[index]
+
+
+def test_steps_run_module_first_whatever_their_order_and_each_leaves_its_facts(run: Inline, workload: Workload) -> None:
+    graph = run.must(Transform(workload=workload, strategy=Strategy(steps=(ORT, RECOVER))))
+    assert graph.facts["quantize_ort"]["int8"]["Conv"] == 3  # type: ignore[index]
+    assert graph.facts["recover"]["epochs"] == 1.0  # type: ignore[index]
+    assert set(graph.facts["seconds"]) == {"recover", "export", "quantize_ort"}  # type: ignore[arg-type]
+
+
+def test_a_quantized_graph_says_how_far_it_is_from_the_float_model(run: Inline, workload: Workload) -> None:
+    graph = run.must(Transform(workload=workload, strategy=Strategy(steps=(INC,))))
+    parity = graph.facts["parity"]
+    assert 0.95 < parity["float"]["output"]["cosine"] < 1.0  # type: ignore[index]
+    assert graph.bytes < 0.5 * run.must(Transform(workload=workload, strategy=Strategy())).bytes
+
+
+def test_strategies_that_share_their_first_steps_train_once(run: Inline, workload: Workload) -> None:
+    first = run.must(Transform(workload=workload, strategy=Strategy(steps=(RECOVER,))))
+    again = run.must(Transform(workload=workload, strategy=Strategy(steps=(RECOVER, ORT))))
+    assert "starts from 1 kept step" in run.lines
+    assert "recover" not in again.facts["seconds"]  # type: ignore[operator]
+    assert again.facts["recover"] == first.facts["recover"]
+    assert run.must(Transform(workload=workload, strategy=Strategy(steps=(RECOVER,)))).key == first.key
+
+
+@pytest.mark.parametrize(
+    "other", [{"strategy": Strategy(steps=(RECOVER,), seed=1)}, {"fidelity": Fidelity(epochs=0.5)}]
+)
+def test_another_seed_or_effort_is_another_module(run: Inline, workload: Workload, other: dict[str, object]) -> None:
+    job = Transform(workload=workload, strategy=Strategy(steps=(RECOVER,)))
+    first = run.must(job)
+    assert run.must(dataclasses.replace(job, **other)).key != first.key  # type: ignore[arg-type]
+
+
+def test_a_kept_module_that_is_gone_is_made_again(run: Inline, workload: Workload) -> None:
+    job = Transform(workload=workload, strategy=Strategy(steps=(RECOVER,)))
+    first = run.must(job)
+    for kept in run.store.root.glob("entries/*/module.pkl"):
+        kept.write_bytes(b"torn")
+    assert run.must(job).key == first.key
+
+
+def test_a_model_that_came_as_a_graph_gets_graph_steps_only(run: Inline, workload: Workload) -> None:
+    onnx_workload = _as_graph(run, workload)
+    graph = run.must(Transform(workload=onnx_workload, strategy=Strategy(steps=(ORT,))))
+    assert graph.facts["quantize_ort"]["int8"]["Conv"] == 3  # type: ignore[index]
+    assert _answers(run, graph, workload).shape == (4, 10)
+    refused = run(Transform(workload=onnx_workload, strategy=Strategy(steps=(RECOVER,))))
+    assert isinstance(refused, Failed)
+    assert refused.kind == "unsupported"
+    assert "recover" in refused.reason
+
+
+def test_the_empty_strategy_on_a_graph_is_that_graph(run: Inline, workload: Workload) -> None:
+    original = run.must(Transform(workload=workload, strategy=Strategy()))
+    graph = run.must(Transform(workload=_as_graph(run, workload), strategy=Strategy()))
+    np.testing.assert_allclose(_answers(run, graph, workload), _answers(run, original, workload), atol=1e-5)
+
+
+def test_a_step_that_cannot_be_done_fails_the_job(run: Inline, store: Store) -> None:
+    gru = CASES["gru_both_ways"]().workload(store)
+    failed = run(Transform(workload=gru, strategy=Strategy(steps=(INC,))))
+    assert isinstance(failed, Failed)
+    assert failed.kind == "unsupported"
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "word"),
+    [(Step(technique="shrimp"), "shrimp"), (Step(technique="quantize_inc", options={"algorithm": "kl"}), "algorithm"),
+     (Step(technique="quantize_inc", options={"calibration_rows": 0}), "calibration_rows")],
+)  # fmt: skip
+def test_unknown_techniques_and_options_are_named(run: Inline, workload: Workload, step: Step, word: str) -> None:
+    with pytest.raises(BadInput, match=word):
+        run(Transform(workload=workload, strategy=Strategy(steps=(step,))))
+
+
+def _as_graph(run: Inline, workload: Workload) -> Workload:
+    """The same model as if it had come as an ONNX file."""
+    exported = run.must(Transform(workload=workload, strategy=Strategy()))
+    return dataclasses.replace(workload, model=exported.key, form="onnx", train=None)
+
+
+def _answers(run: Inline, graph: Graph, workload: Workload) -> np.ndarray:
+    path: Path = run.store.path(graph.key) / "model.onnx"
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    rows = Samples.open(run.store.path(workload.selection.key)).first(4)
+    answer: np.ndarray = session.run(None, {name: np.asarray(values) for name, values in rows.inputs.items()})[0]
+    return answer
