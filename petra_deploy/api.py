@@ -31,7 +31,7 @@ from petra_deploy.core.errors import BadInput
 from petra_deploy.core.event import OnEvent, silent
 from petra_deploy.core.folder import open_run
 from petra_deploy.core.job import Inspect
-from petra_deploy.core.outcome import Budget, Front, Outcome
+from petra_deploy.core.outcome import Budget, Front, Goal, Outcome
 from petra_deploy.core.plan import Inspected
 from petra_deploy.core.request import Request
 from petra_deploy.core.workload import Loaded, LoadOptions

@@ -5,7 +5,7 @@ point of group `petra_deploy.<kind>` whose value is a module (`core/registry.py`
 `docs/extending.md` walks through a new technique from the first line to its contract test.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -101,7 +101,9 @@ class Space:
 class Sampler(Protocol):
     """`presets` are known-good points, evaluated first by the study."""
 
-    def create(self, space: Space, presets: Sequence[Mapping[str, float]], seed: int) -> "optuna.samplers.BaseSampler": ...
+    def create(
+        self, space: Space, presets: Sequence[Mapping[str, float]], seed: int
+    ) -> "optuna.samplers.BaseSampler": ...
 
 
 class Executor(Protocol):
@@ -109,6 +111,3 @@ class Executor(Protocol):
 
     def run(self, job: Any) -> Any: ...
     def close(self) -> None: ...
-
-
-Listing = Iterator[tuple[str, Path]]

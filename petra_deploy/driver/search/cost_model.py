@@ -57,7 +57,8 @@ class CostModel:
         return self.fixed_seconds() + epochs_of(strategy) * self.epoch_seconds(strategy)
 
     def fixed_seconds(self) -> float:
-        return max(self._fixed[-8:], default=self.fixed) if self._fixed else self.fixed
+        recent = sorted(self._fixed[-7:])
+        return recent[len(recent) // 2] if recent else self.fixed
 
     def learn(self, outcome: Outcome) -> None:
         """Take in what a finished trial took."""

@@ -145,13 +145,12 @@ class Search:
 
     def _allowance(self) -> float:
         """A trial's fair share of the training time that is left, seconds."""
-        fixed = self.encoding.cost.fixed_seconds()
+        fixed, wanted = self.encoding.cost.fixed_seconds(), self.encoding.wanted_seconds()
         left = max(self._left(), 0.0)
-        expected = left / (fixed + self.encoding.wanted_seconds())
-        trials = min(max(expected, 5.0), 60.0)
+        trials = min(max(left / (fixed + wanted), 1.0), 60.0)  # fewer trials rather than useless ones
         if self.trials is not None:
-            trials = max(self.trials - len(self.outcomes), 1)
-        return max(min((left - trials * fixed) / trials, 0.6 * (left - fixed)), 0.0)
+            trials = min(trials, max(self.trials - len(self.outcomes), 1))
+        return max(min((left - trials * fixed) / trials, 0.7 * (left - fixed)), 0.0)
 
     def _fits(self, strategy: Strategy) -> bool:
         return self.encoding.cost.seconds(strategy) <= max(self._left(), 0.0)
