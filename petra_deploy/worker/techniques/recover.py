@@ -2,7 +2,7 @@
 
 The original is the teacher; its outputs over the training rows are computed once a run and shared
 by all candidates, so an epoch costs what the small model costs. Labels help where there are any
-and are not needed. Sources: knowledge distillation (arXiv 1503.02531), mixup (arXiv 1710.09412).
+and are not needed. Source: knowledge distillation, arXiv 1503.02531.
 
     Step(technique="recover", options={"epochs": 20, "lr": 3e-3})
 """
@@ -18,25 +18,25 @@ from annotated_types import Ge, Gt, Le
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
+from petra_deploy.core.plan import ActsOn
 from petra_deploy.worker.training.loop import Course, fit
 from petra_deploy.worker.training.losses import Weights, distance_for
 from petra_deploy.worker.training.samples import Rows, batch_size
 
 PHASE = Phase.RECOVER
-ACTS_ON = "module"
+ACTS_ON: ActsOn = "module"
 NEEDS_TRAINING = True  # Inspect leaves it out where there are no training rows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Data):
     epochs: Annotated[float, Ge(0)] = 20.0  # a fraction sees that share of the rows
-    lr: Annotated[float, Gt(0), Le(1)] = 3e-3  # the highest rate, after the warm-up
+    lr: Annotated[float, Gt(0), Le(1)] = 5e-3  # the highest rate, after the warm-up
     batch_size: Annotated[int, Ge(2)] | None = None  # None: by the number of rows, 16 to 128
     weight_decay: Annotated[float, Ge(0)] = 0.01
     distil: Annotated[float, Ge(0)] = 1.0  # weight of the distance from the original
     labels: Annotated[float, Ge(0)] = 0.5  # weight of the distance from the labels
-    temperature: Annotated[float, Gt(0)] = 3.0
-    mix: Annotated[float, Ge(0)] = 0.0  # mixup's alpha; rows are mixed where all inputs are floats
+    temperature: Annotated[float, Gt(0)] = 2.0
 
 
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
     return {
         "epochs": Knob.integer(1, 200, log=True, ladder=(5, 10, 20, 40)),
-        "lr": Knob.real(1e-4, 1e-2, log=True, ladder=(1e-3, 2e-3, 3e-3, 4e-3)),
+        "lr": Knob.real(1e-4, 1e-2, log=True, ladder=(2e-3, 3e-3, 5e-3, 6e-3)),
     }
 
 
@@ -73,7 +73,6 @@ def apply(model: torch.nn.Module, options: Options, tools: Tools) -> Applied:
         lr=options.lr,
         batch_size=batch_size(tools.signature, options.batch_size or _fitting(len(rows))),
         weight_decay=options.weight_decay,
-        mix=options.mix if rows.continuous else 0.0,
         device=tools.device,
     )
     start = time.monotonic()

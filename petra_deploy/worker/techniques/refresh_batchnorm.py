@@ -14,11 +14,12 @@ from annotated_types import Ge
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
+from petra_deploy.core.plan import ActsOn
 from petra_deploy.worker.training.batchnorm import averaging, tracking
 from petra_deploy.worker.training.samples import batch_size
 
 PHASE = Phase.RECOVER
-ACTS_ON = "module"
+ACTS_ON: ActsOn = "module"
 
 
 @dataclass(frozen=True, kw_only=True)

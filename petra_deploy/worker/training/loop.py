@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from petra_deploy.core.errors import Problem
@@ -34,7 +33,6 @@ class Course:
     lr: float
     batch_size: int
     weight_decay: float = 0.01
-    mix: float = 0.0  # strength of mixup: alpha of the Beta distribution, 0 for none
     device: str = "cpu"
 
 
@@ -49,7 +47,7 @@ def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, see
     """Train `model` in place. Raises Problem("diverged") when the loss is no finite number."""
     size = min(course.batch_size, len(rows))
     per_epoch = max(len(rows) // size, 1)
-    steps = round(course.epochs * per_epoch)
+    steps = max(round(course.epochs * per_epoch), 1 if course.epochs else 0)
     losses: list[float] = []
     generator = np.random.default_rng(seed)
     cuda = [torch.cuda.current_device()] if course.device.startswith("cuda") else []
@@ -64,9 +62,7 @@ def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, see
             part = min(per_epoch, steps - start)
             total = torch.zeros((), device=course.device)
             for _ in range(part):
-                total += _step(
-                    model, next(batches), distance, optimizer, course, _mixing(rows, size, course, generator)
-                )
+                total += _step(model, next(batches), distance, optimizer)
                 rate.step()
             losses.append(_finite(total.item() / part, len(losses), course))
             if _worth_a_line(len(losses), math.ceil(steps / per_epoch)):
@@ -77,18 +73,9 @@ def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, see
     return Trained(steps, tuple(losses))
 
 
-def _step(model: nn.Module, batch: Batch, distance: Distance, optimizer: torch.optim.Optimizer,
-          course: Course, mixed: tuple[float, NDArray[np.int64]] | None) -> Tensor:  # fmt: skip
+def _step(model: nn.Module, batch: Batch, distance: Distance, optimizer: torch.optim.Optimizer) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
-    if mixed is None:
-        loss = distance(model(*batch.inputs), batch.teacher, batch.target)
-    else:
-        share, order = mixed
-        other = batch.take(torch.from_numpy(order))
-        inputs = [share * a + (1 - share) * b for a, b in zip(batch.inputs, other.inputs, strict=True)]
-        outputs = model(*inputs)
-        loss = share * distance(outputs, batch.teacher, batch.target)
-        loss = loss + (1 - share) * distance(outputs, other.teacher, other.target)
+    loss = distance(model(*batch.inputs), batch.teacher, batch.target)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
     optimizer.step()
@@ -101,14 +88,6 @@ def _batches(rows: Rows, size: int, generator: np.random.Generator, device: str,
         order = generator.permutation(len(rows))
         for start in range(0, len(order) - size + 1, size):
             yield rows.take(order[start : start + size]).to(device, images_last=images_last)
-
-
-def _mixing(
-    rows: Rows, size: int, course: Course, generator: np.random.Generator
-) -> tuple[float, NDArray[np.int64]] | None:
-    if not course.mix:
-        return None
-    return float(generator.beta(course.mix, course.mix)), generator.permutation(size)
 
 
 def _rate(step: int, steps: int) -> float:

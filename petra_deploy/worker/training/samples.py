@@ -38,12 +38,6 @@ class Batch:
         target = None if self.target is None else self.target.to(device)
         return Batch(inputs, tuple(t.to(device) for t in self.teacher), target)
 
-    def take(self, order: Tensor) -> "Batch":
-        """The same rows in another order."""
-        order = order.to(self.inputs[0].device)
-        inputs, teacher = (tuple(t[order] for t in tensors) for tensors in (self.inputs, self.teacher))
-        return Batch(inputs, teacher, None if self.target is None else self.target[order])
-
 
 @dataclass(frozen=True)
 class Rows:
@@ -61,11 +55,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.inputs[0])
-
-    @property
-    def continuous(self) -> bool:
-        """Whether every input is of floats, so that rows can be mixed."""
-        return all(np.issubdtype(values.dtype, np.floating) for values in self.inputs)
 
     def take(self, index: Array) -> Batch:
         """These rows, in this order, as tensors on the CPU."""

@@ -81,6 +81,7 @@ def test_half_an_epoch_sees_half_of_the_rows_and_none_changes_nothing() -> None:
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert train(net, rows(), epochs=0.5).steps == 3
     assert train(net, rows(), epochs=1.5).steps == 9
+    assert train(net, rows(), epochs=0.01).steps == 1
 
 
 def test_statistics_are_those_of_the_rows_after_the_last_step() -> None:
