@@ -62,7 +62,7 @@ def run(job: Load, context: Context) -> Loaded:
         names = _input_names(opened, specs, scratch)
         brought = data.read(job.data, names, script)
         context.log(f"the model is a {opened.form}; {len(brought.tables())} tables of data")
-        brought = data.with_names(brought, _order(brought, names))
+        brought = data.with_names(brought, _order(brought, opened, names))
         ready = _graph(opened, brought, specs, scratch) if opened.form in _GRAPHS else _module(opened, brought, specs)
         tables, origin, notes = _rows(brought, ready, job.options.seed)
         metric_name = job.options.metric or _script_metric(script)
@@ -93,10 +93,13 @@ _GRAPHS = ("torchscript", "exported", "onnx")
 
 
 def _input_names(opened: Opened, specs: tuple[InputSpec, ...], scratch: Path) -> tuple[str, ...]:
-    """Names that an array of the data may have as an input: so `y` may be one, and no label."""
+    """Names of inputs that must be given: so an array `y` may be one, and `labels` be no input.
+
+    (Models of the transformers library take `labels` too, to compute a loss.)
+    """
     said = [spec.name for spec in specs if spec.name]
     if opened.module is not None:
-        return tuple(dict.fromkeys((*said, *signature.parameters(opened.module)[0])))
+        return tuple(dict.fromkeys((*said, *signature.parameters(opened.module).required)))
     if opened.path is None:
         return tuple(said)
     path = scratch / "model.onnx"
@@ -108,10 +111,12 @@ def _input_names(opened: Opened, specs: tuple[InputSpec, ...], scratch: Path) ->
     return tuple(spec.name for spec in onnx_file.input_specs(path))
 
 
-def _order(brought: Brought, names: tuple[str, ...]) -> tuple[str, ...]:
+def _order(brought: Brought, opened: Opened, names: tuple[str, ...]) -> tuple[str, ...]:
     """Names for arrays that came without: the model's, as many as there are arrays."""
     example = brought.example()
     count = len(example.inputs) if example else 0
+    if len(names) < count and opened.module is not None:
+        names = tuple(dict.fromkeys((*names, *signature.parameters(opened.module).names)))
     return names[:count] if len(names) >= count else ("input",) if count == 1 else names
 
 

@@ -51,6 +51,7 @@ def _freed(model: onnx.ModelProto, rows: int, reshapes: bool) -> onnx.ModelProto
     del model.graph.value_info[:]
     if reshapes:
         made = {output: node for node in model.graph.node if node.op_type == "Constant" for output in node.output}
+        _without_zero_states(model, constants)
         for node in model.graph.node:
             if node.op_type != "Reshape":
                 continue
@@ -63,16 +64,39 @@ def _freed(model: onnx.ModelProto, rows: int, reshapes: bool) -> onnx.ModelProto
             if tensor is None:
                 continue
             target = numpy_helper.to_array(tensor).copy()
-            if target.ndim == 1 and len(target) and target[0] == rows:
-                target[0] = -1 if -1 not in target else 0  # 0: as the input's own
+            if target.ndim == 1 and (place := _rows_in(target, rows)) is not None:
+                target[place] = 0 if -1 in target else -1  # 0: as the input's own
                 tensor.CopyFrom(numpy_helper.from_array(target, tensor.name))
     return model
 
 
+def _rows_in(target: Array, rows: int) -> int | None:
+    """Which number in the target of a Reshape stands for the rows, or a multiple of them (heads, steps)."""
+    if len(target) and target[0] == rows:
+        return 0
+    multiples = [i for i, n in enumerate(target.tolist()) if n == rows or (rows > 1 and n > 0 and n % rows == 0)]
+    return multiples[0] if len(multiples) == 1 and -1 not in target else None
+
+
+def _without_zero_states(model: onnx.ModelProto, constants: dict[str, onnx.TensorProto]) -> None:
+    """Leave out initial states that are zero anyway: their shape has the rows in it."""
+    for node in model.graph.node:
+        if node.op_type in ("LSTM", "GRU", "RNN"):
+            for place in range(5, min(7, len(node.input))):
+                tensor = constants.get(node.input[place])
+                if tensor is not None and not numpy_helper.to_array(tensor).any():
+                    node.input[place] = ""
+
+
 def _same(before: list[tuple[str, Array]], after: list[tuple[str, Array]], rows: int) -> bool:
-    for (_, a), (_, b) in zip(before, after, strict=True):
-        if a.ndim == 0 or a.ndim != b.ndim or len(a) != rows or len(b) != rows + 1:
+    """Whether each output has one row more, and the others as they were; the first one in dimension 0."""
+    for index, ((_, a), (_, b)) in enumerate(zip(before, after, strict=True)):
+        if a.ndim == 0 or a.ndim != b.ndim:
             return False
-        if not np.allclose(a, b[:rows], rtol=1e-3, atol=1e-4, equal_nan=True):
+        grown = [axis for axis, (x, y) in enumerate(zip(a.shape, b.shape, strict=True)) if x != y]
+        if len(grown) != 1 or (index == 0 and grown != [0]) or b.shape[grown[0]] != rows + 1:
+            return False
+        part = np.take(b, np.arange(rows), axis=grown[0])
+        if part.shape != a.shape or not np.allclose(a, part, rtol=1e-3, atol=1e-4, equal_nan=True):
             return False
     return True

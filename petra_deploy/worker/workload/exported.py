@@ -4,10 +4,6 @@ Dynamic dimensions are the program's own; one that was exported for a fixed batc
 `batch_axis.py` can free it.
 """
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,7 +11,7 @@ import torch
 from petra_deploy.core.errors import Problem
 from petra_deploy.worker.workload.factory import one_line
 from petra_deploy.worker.workload.onnx_file import input_specs, runner
-from petra_deploy.worker.workload.torchscript import check
+from petra_deploy.worker.workload.torchscript import check, quiet
 
 _HINT = "export the original module with torch.onnx.export, or give its state_dict with --model file.py:function"
 
@@ -23,13 +19,13 @@ _HINT = "export the original module with torch.onnx.export, or give its state_di
 def convert(path: Path, out: Path) -> None:
     """Load the archive, running what code it has, and write it as ONNX to `out`. Raises Problem."""
     try:
-        with _quiet():
+        with quiet():
             program = torch.export.load(str(path))
     except Exception as error:  # whatever its own code raises
         hint = "export it again with this version of PyTorch"
         raise Problem("input", f"opening {path.name} raised {one_line(error)}", hint) from error
     try:
-        with _quiet():
+        with quiet():
             converted = torch.onnx.export(program, dynamo=True, verbose=False)
         if converted is None:
             raise RuntimeError("the exporter gave nothing")
@@ -47,22 +43,8 @@ def _compare(program: torch.export.ExportedProgram, out: Path) -> None:
     if len(leaves) != len(names):
         return
     feeds = {name: leaf.detach().cpu().numpy() for name, leaf in zip(names, leaves, strict=True)}
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), quiet():
         outputs = program.module()(*arguments, **keywords)
     tensors = [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, torch.Tensor)]
     theirs = [(f"output {i}", tensor.detach().cpu().numpy()) for i, tensor in enumerate(tensors)]
     check(theirs, runner(out)(feeds), ".pt2")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's warnings about itself out of the log."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

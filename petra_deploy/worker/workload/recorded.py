@@ -23,7 +23,9 @@ _INERT = frozenset(
     f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")
 ) | frozenset(
     ("numpy.dtype", "numpy.ndarray", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib._local.PosixPath",
-     "datetime.datetime", "datetime.timedelta", "collections.defaultdict", "builtins.list", "builtins.dict")
+     "datetime.datetime", "datetime.timedelta", "datetime.date", "collections.defaultdict", "collections.deque",
+     "builtins.list",
+     "builtins.dict", "builtins.slice", "builtins.range", "builtins.frozenset", "uuid.UUID", "_codecs.encode")
 )  # fmt: skip
 
 
@@ -81,7 +83,7 @@ def read(path: Path, scan: pickles.Scan, hint: str) -> Any:
 
 def refusal(name: str, scan: pickles.Scan, cause: str = "") -> str:
     """One sentence that says what kind of code is in the file."""
-    found = pickles.foreign(scan.globals, KNOWN)
+    found = pickles.foreign(scan.globals, KNOWN | _INERT)
     shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
     if shown:
         return f"{name} is a pickle with code of its own ({shown}), which would run when it is opened"

@@ -37,26 +37,45 @@ class Called:
     notes: tuple[str, ...] = ()
 
 
-def parameters(module: torch.nn.Module) -> tuple[list[str], list[str], bool]:
-    """(names of forward's parameters, those that must be given, whether it takes any number)."""
+@dataclass(frozen=True)
+class Parameters:
+    """Of a forward: all names, how many may be given by position, which must be given."""
+
+    names: tuple[str, ...]
+    positional: int
+    required: tuple[str, ...]
+    open_ended: bool = False  # it takes any number: *args or **kwargs
+
+
+def parameters(module: torch.nn.Module) -> Parameters:
+    if not hasattr(module, "forward"):
+        raise Problem(
+            "unsupported", f"{type(module).__name__} has no single forward", "wrap it in a module that has one"
+        )
     if isinstance(module, torch.jit.ScriptModule):
-        arguments = getattr(module.forward, "schema").arguments[1:]  # noqa: B009 - of a script method only
-        return [a.name for a in arguments], [a.name for a in arguments if not a.has_default_value()], False
+        found = getattr(module.forward, "schema").arguments[1:]  # noqa: B009 - of a script method only
+        names = tuple(argument.name for argument in found)
+        return Parameters(names, len(names), tuple(a.name for a in found if not a.has_default_value()))
     try:
-        found = list(inspect.signature(module.forward).parameters.values())
+        known = list(inspect.signature(module.forward).parameters.values())
     except (TypeError, ValueError):
-        return [], [], True
+        return Parameters((), 0, (), True)
     if type(module).forward is torch.nn.Module.forward:
         raise Problem("input", f"{type(module).__name__} has no forward", "give the module that computes the outputs")
-    plain = [p for p in found if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return [p.name for p in plain], [p.name for p in plain if p.default is p.empty], len(plain) < len(found)
+    plain = [p for p in known if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    return Parameters(
+        tuple(p.name for p in plain),
+        sum(p.kind is not p.KEYWORD_ONLY for p in plain),
+        tuple(p.name for p in plain if p.default is p.empty),
+        len(plain) < len(known),
+    )
 
 
 def settle(module: torch.nn.Module, example: Table | None, specs: Sequence[InputSpec]) -> Called:
     """Raises Problem("input") where forward cannot be called with what is at hand."""
-    names, required, open_ended = parameters(module)
-    wanted, notes = _wanted(example, specs, names)
-    used, ways = _ways(wanted, names, required, open_ended)
+    takes = parameters(module)
+    wanted, notes = _wanted(example, specs, takes.names)
+    used, ways = _ways(wanted, takes)
     if left := [name for name in wanted if name not in used]:
         notes += (f"arrays that forward does not take were left out: {', '.join(left)}",)
     failure: tuple[str, Exception] | None = None
@@ -153,19 +172,19 @@ def _name(index: int, names: Sequence[str], example: Table | None) -> str:
     return names[index] if index < len(names) else "input"
 
 
-def _ways(
-    wanted: dict[str, _Wanted], names: list[str], required: list[str], open_ended: bool
-) -> tuple[list[str], list[Call]]:
+def _ways(wanted: dict[str, _Wanted], takes: Parameters) -> tuple[list[str], list[Call]]:
     """The inputs that forward takes, in its order, and the ways to call it, likeliest first."""
+    names, required = takes.names, takes.required
     shared = [name for name in names if name in wanted]
     if shared and set(required) <= set(shared):
-        ways: list[Call] = ["args"] if shared == names[: len(shared)] else ["kwargs"]
-        return shared, [*ways, "dict"] if len(names) == 1 and len(wanted) == 1 else ways
+        by_position = tuple(shared) == names[: min(len(shared), takes.positional)]
+        ways: list[Call] = ["args"] if by_position else ["kwargs"]
+        return shared, [*ways, "dict"] if len(names) == len(wanted) == 1 else ways
     given = list(wanted)
     if len(given) == 1 and len(required) <= 1:
         return given, ["args", "dict"]
-    if len(required) <= 1 and (len(names) == 1 or open_ended):
-        return given, ["kwargs", "args", "dict"] if open_ended else ["dict"]
+    if len(required) <= 1 and (len(names) == 1 or takes.open_ended):
+        return given, ["kwargs", "args", "dict"] if takes.open_ended else ["dict"]
     missing = [name for name in required if name not in wanted]
     raise Problem(
         "input",

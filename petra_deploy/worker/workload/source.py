@@ -51,6 +51,7 @@ def make(source: Source, path: Path, sniffed: Sniffed | None = None) -> tuple[to
 
 
 def floats(module: torch.nn.Module, notes: tuple[str, ...] = ()) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    module = _unwrapped(module)
     kinds = {str(t.dtype).removeprefix("torch.") for t in module.state_dict().values() if torch.is_floating_point(t)}
     if odd := kinds - {"float32"}:
         notes += (f"weights of type {', '.join(sorted(odd))} were taken as float32",)
@@ -58,3 +59,14 @@ def floats(module: torch.nn.Module, notes: tuple[str, ...] = ()) -> tuple[torch.
         return module.cpu().float().eval(), notes
     except (NotImplementedError, RuntimeError) as error:
         raise Problem("input", f"the model cannot be moved to the CPU as float32: {factory.one_line(error)}") from error
+
+
+def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside DataParallel and torch.compile."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if isinstance(module, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
+            inner = module.module
+        if not isinstance(inner, torch.nn.Module):
+            return module
+        module = inner

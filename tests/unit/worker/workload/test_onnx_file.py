@@ -142,3 +142,17 @@ def test_inputs_that_are_no_tensors_of_numbers_are_refused(tmp_path):
     (tmp_path / "m.onnx").write_bytes(made.SerializeToString())
     with pytest.raises(Problem, match="does not take plain numbers"):
         onnx_file.input_specs(tmp_path / "m.onnx")
+
+
+def test_a_recurrent_model_with_a_zero_initial_state_is_freed(tmp_path):
+    module = torch.nn.LSTM(4, 3, 2, batch_first=True, bidirectional=True).eval()
+    program = torch.export.export(module, (torch.randn(1, 5, 4),))
+    torch.onnx.export(program, dynamo=True, verbose=False).save(str(tmp_path / "m.onnx"))
+    onnx_file.take(tmp_path / "m.onnx", tmp_path / "out.onnx")
+    inputs = np.random.default_rng(0).random((3, 5, 4), dtype=np.float32)
+    name = onnx_file.input_specs(tmp_path / "out.onnx")[0].name
+    batch_axis.free(tmp_path / "out.onnx")
+    with torch.no_grad():
+        wanted = module(torch.from_numpy(inputs))[0].numpy()
+    given = onnx_file.runner(tmp_path / "out.onnx")({name: inputs})[0][1]
+    assert np.allclose(wanted, given, atol=1e-5)
