@@ -63,13 +63,13 @@ def perform(kind: str, fields: Any, context: Context) -> Done[Any] | Failed:
         value = module.run(job, context)
         return Done(value=value, seconds=time.monotonic() - start)
     except Problem as problem:
+        if _out_of_memory(problem):
+            return failed("memory", f"the memory limit was reached: {problem.reason}")
         return failed(problem.kind, problem.reason, problem.hint)
     except BadInput as error:
         return failed("input", error.message, error.hint)
     except PetraError as error:
         return failed("unsupported", error.message, error.hint)
-    except MemoryError:
-        return failed("memory", "the memory limit was reached")
     except OSError as error:
         traceback.print_exc()
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -78,10 +78,18 @@ def perform(kind: str, fields: Any, context: Context) -> Done[Any] | Failed:
         return failed("crash", f"user code called sys.exit({error.code!r})")
     except BaseException as error:
         traceback.print_exc()
-        reason = f"{type(error).__name__}: {error}"
-        if "alloc" in reason and ("memory" in reason or "DefaultCPUAllocator" in reason):
+        if _out_of_memory(error):
             return failed("memory", "the memory limit was reached")
-        return failed("crash", reason)
+        return failed("crash", f"{type(error).__name__}: {error}")
+
+
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether `error`, or what caused it, is a refused allocation (Python's, torch's or CUDA's)."""
+    while error is not None:
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _one_line(text: str, most: int = 400) -> str:
