@@ -84,7 +84,7 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]
         if not (_is_activation(data) and _is_parameter(weight)):
             return
         tail = _after_clamp(node)
-        head = any(user.op == "output" for user in tail.users)
+        head = _makes_an_output(tail)
         conv = node.target in CONV
         small = not conv and data not in integer and weight.meta["val"].numel() < SMALL_HEAD
         if head and (small or self.skip_head):
@@ -154,3 +154,15 @@ def _after_clamp(node: Node) -> Node:
     """The ReLU or clamp that alone uses `node`, else `node`."""
     users = list(node.users)
     return users[0] if len(users) == 1 and users[0].target in CLAMP else node
+
+
+def _makes_an_output(node: Node) -> bool:
+    """Whether nothing but activations and reshapes lies between `node` and an output of the model."""
+    while not any(user.op == "output" for user in node.users):
+        users = list(node.users)
+        if len(users) != 1 or users[0].target in CONV or users[0].target is aten.linear.default:
+            return False
+        if any(_is_activation(value) and value is not node for value in users[0].args):
+            return False
+        node = users[0]
+    return True
