@@ -8,25 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-
-def conv_bn(cin: int, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1, relu: bool = True) -> nn.Sequential:
-    layers = [nn.Conv2d(cin, cout, kernel, stride, kernel // 2, groups=groups, bias=False), nn.BatchNorm2d(cout)]
-    return nn.Sequential(*layers, nn.ReLU()) if relu else nn.Sequential(*layers)
-
-
-class Cnn(nn.Module):
-    """Image (rows, channels, h, w) -> logits; the last feature map is flattened after pooling to 2x2."""
-
-    def __init__(self, width: int = 16, classes: int = 10, channels: int = 1) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            conv_bn(channels, width), conv_bn(width, 2 * width, stride=2), conv_bn(2 * width, 2 * width)
-        )
-        self.pool = nn.AdaptiveAvgPool2d(2)
-        self.head = nn.Linear(8 * width, classes)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.pool(self.features(image)).flatten(1))
+from petra_deploy.testing.families import conv_bn
 
 
 class Residual(nn.Module):
@@ -102,28 +84,6 @@ class MobileNet(nn.Module):
         return self.classifier(self.last(self.blocks(self.stem(image))).mean((2, 3)))
 
 
-class TorchEncoder(nn.Module):
-    """Text encoder of nn.TransformerEncoderLayer: ids (rows, length) and mask, 1 where a token is -> logits."""
-
-    def __init__(self, width: int = 32, layers: int = 2, heads: int = 2, vocabulary: int = 100, classes: int = 4,
-                 length: int = 64) -> None:  # fmt: skip
-        super().__init__()
-        self.embed = nn.Embedding(vocabulary, width)
-        self.position = nn.Parameter(0.02 * torch.randn(length, width))
-        layer = nn.TransformerEncoderLayer(width, heads, 4 * width, batch_first=True, activation="gelu")
-        self.encoder = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
-        for p in self.encoder.parameters():  # copies of one layer: make them differ
-            if p.dim() > 1:
-                nn.init.xavier_uniform_(p)
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        x = self.embed(ids) + self.position[: ids.shape[1]]
-        x = self.encoder(x, src_key_padding_mask=mask == 0)
-        keep = mask.unsqueeze(-1).to(x.dtype)
-        return self.head((x * keep).sum(1) / keep.sum(1).clamp(min=1))
-
-
 class Block(nn.Module):
     """A pre-norm transformer block as users write it: one qkv Linear, views, transposes."""
 
@@ -160,30 +120,6 @@ class HandEncoder(nn.Module):
         for block in self.blocks:
             x = block(x, mask)
         return self.head(self.norm(x)[:, 0])
-
-
-class Recurrent(nn.Module):
-    """Sequence (rows, steps, features) -> logits. `pool`: "last" step, "mean" over steps, or "hidden" state."""
-
-    def __init__(self, cell: str = "LSTM", features: int = 8, hidden: int = 24, layers: int = 1, classes: int = 4,
-                 bidirectional: bool = False, pool: str = "last", norm: bool = False) -> None:  # fmt: skip
-        super().__init__()
-        self.rnn = getattr(nn, cell)(features, hidden, layers, batch_first=True, bidirectional=bidirectional)
-        width = hidden * (2 if bidirectional else 1)
-        self.norm = nn.LayerNorm(width) if norm else None
-        self.head = nn.Linear(width, classes)
-        self.pool = pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        y, state = self.rnn(x)
-        if self.pool == "last":
-            y = y[:, -1]
-        elif self.pool == "mean":
-            y = y.mean(1)
-        else:
-            h = state[0] if isinstance(state, tuple) else state
-            y = torch.cat([h[-2], h[-1]], 1) if self.rnn.bidirectional else h[-1]
-        return self.head(y if self.norm is None else self.norm(y))
 
 
 class Events(nn.Module):
@@ -228,13 +164,6 @@ class Inception(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(torch.relu(x + self.shortcut(series)).mean(2))
-
-
-class Mlp(nn.Sequential):
-    def __init__(self, features: int = 64, width: int = 64, classes: int = 10) -> None:
-        super().__init__(
-            nn.Linear(features, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
-        )
 
 
 class TwoInputs(nn.Module):
