@@ -15,11 +15,11 @@ from pathlib import Path
 import onnx_ir as ir
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.model.tidy import embedding, linear, pooling, recurrent, shape_constants, strip
+from petra_deploy.worker.model.tidy import concat_norm, embedding, linear, pooling, recurrent, shape_constants, strip
 from petra_deploy.worker.model.tidy.bench import Bench
 
 MOST_BYTES = 2**31 - 1  # of a protobuf message
-PORTABLE = (embedding, pooling, shape_constants)
+PORTABLE = (concat_norm, embedding, pooling, shape_constants)
 LOWERING = (linear, recurrent)
 
 

@@ -28,11 +28,15 @@ CONV = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 CLAMP = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default}
 ARITHMETIC = {aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor, aten.mul_.Tensor}
 MOVES = {
-    aten.max_pool2d.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
+    aten.max_pool1d.default, aten.max_pool2d.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
     aten.permute.default, aten.transpose.int, aten.squeeze.dim, aten.unsqueeze.default,
     aten.dropout.default, aten.slice.Tensor, aten.contiguous.default,
 }  # fmt: skip
 POOLS = {aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool1d.default, aten.mean.dim}
+AT_THE_END = {
+    aten.sigmoid.default, aten.softmax.int, aten.log_softmax.int, aten.tanh.default, aten.squeeze.dim,
+    aten.squeeze.default, aten.unsqueeze.default, aten.flatten.using_ints, aten.view.default, aten.reshape.default,
+}  # fmt: skip
 SMALL_HEAD = 16_384  # weights; below this the Q/DQ pair costs more than int8 saves, unless already int8
 
 
@@ -60,7 +64,7 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]
                 self._weighted(node, integer)
             elif node.target in ARITHMETIC:
                 self._arithmetic(node, integer)
-            elif node.target in POOLS and node.args[0] in integer:
+            elif node.target in POOLS and node.args[0] in integer and _is_pooling(node):
                 self._mark(node, {node.args[0]: self.activation}, integer, node)
             elif node.target in MOVES and node.args[0] in integer:
                 shared = SharedQuantizationSpec((node.args[0], node))
@@ -102,8 +106,15 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]
             self._mark(node, dict.fromkeys(operands, self.activation), integer, _after_clamp(node))
 
     def _concat(self, node: Node, integer: set[Node]) -> None:
-        """All parts on the first one's scale, or each would be scaled again before joining."""
+        """All parts on the first one's scale, or each would be scaled again before joining.
+
+        Not so before a clamp, which is absorbed by an output scale of its own.
+        """
         parts: Any = node.args[0]
+        tail = _after_clamp(node)
+        if tail is not node:
+            self._mark(node, dict.fromkeys(parts, self.activation), integer, tail)
+            return
         shared = SharedQuantizationSpec((parts[0], node))
         specs = {part: self.activation if index == 0 else shared for index, part in enumerate(dict.fromkeys(parts))}
         self._mark(node, specs, integer, node, shared)
@@ -150,6 +161,15 @@ def _is_activation(value: Any) -> bool:
     return isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and not _is_parameter(value)
 
 
+def _is_pooling(node: Node) -> bool:
+    """Not a mean over something else than all places: that has no integer kernel."""
+    if node.target is not aten.mean.dim:
+        return True
+    arguments: tuple[Any, ...] = node.args
+    rank = arguments[0].meta["val"].dim()
+    return rank > 2 and sorted(axis % rank for axis in arguments[1]) == list(range(2, rank))
+
+
 def _after_clamp(node: Node) -> Node:
     """The ReLU or clamp that alone uses `node`, else `node`."""
     users = list(node.users)
@@ -160,9 +180,7 @@ def _makes_an_output(node: Node) -> bool:
     """Whether nothing but activations and reshapes lies between `node` and an output of the model."""
     while not any(user.op == "output" for user in node.users):
         users = list(node.users)
-        if len(users) != 1 or users[0].target in CONV or users[0].target is aten.linear.default:
-            return False
-        if any(_is_activation(value) and value is not node for value in users[0].args):
+        if len(users) != 1 or users[0].target not in AT_THE_END:
             return False
         node = users[0]
     return True

@@ -65,6 +65,7 @@ def apply(model: torch.nn.Module, options: Options, tools: Tools) -> Applied:
     with quiet():
         from neural_compressor.torch.quantization import convert, prepare
 
+        from petra_deploy.worker.techniques import _concat_norms
         from petra_deploy.worker.techniques._inc_static import OrtStaticConfig
 
     config = OrtStaticConfig(
@@ -72,6 +73,7 @@ def apply(model: torch.nn.Module, options: Options, tools: Tools) -> Applied:
     )
     example = example_of(tools.calibration, tools.signature)
     exported = _export(copy.deepcopy(model).cpu().eval(), example, tools)
+    _concat_norms.fold(exported)
     rows = min(options.calibration_rows, len(tools.calibration))
     with quiet(), torch.no_grad():
         prepared = prepare(exported, config, example_inputs=example)

@@ -93,6 +93,39 @@ def test_a_mean_over_all_pixels_becomes_global_pooling_and_one_over_channels_doe
         assert graph.operators(model) == expected
 
 
+def test_a_norm_behind_joined_convolutions_goes_into_their_weights(tmp_path: Path) -> None:
+    weights = {name: RNG.uniform(0.5, 2.0, 5).astype(np.float32) for name in ("gain", "offset", "mean", "variance")}
+    weights |= {
+        "w1": RNG.standard_normal((2, 3, 1)),
+        "w2": RNG.standard_normal((3, 3, 3)),
+        "b2": RNG.standard_normal(3),
+    }
+    weights = {name: array.astype(np.float32) for name, array in weights.items()}
+    nodes = [
+        helper.make_node("Conv", ["x", "w1"], ["c1"]),
+        helper.make_node("Conv", ["x", "w2", "b2"], ["c2"], pads=[1, 1]),
+        helper.make_node("Concat", ["c1", "c2"], ["joined"], axis=1),
+        helper.make_node("BatchNormalization", ["joined", "gain", "offset", "mean", "variance"], ["y"]),
+    ]
+    before, after, model = _both(tmp_path, nodes, weights, (2, 3, 8), (2, 5, 8))
+    np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-5)
+    assert graph.operators(model) == {"Conv": 2, "Concat": 1}
+
+
+def test_a_norm_stays_where_the_joined_convolutions_are_used_elsewhere_too(tmp_path: Path) -> None:
+    weights = {name: RNG.uniform(0.5, 2.0, 2).astype(np.float32) for name in ("gain", "offset", "mean", "variance")}
+    weights["w"] = RNG.standard_normal((2, 3, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("Concat", ["c"], ["joined"], axis=1),
+        helper.make_node("BatchNormalization", ["joined", "gain", "offset", "mean", "variance"], ["normed"]),
+        helper.make_node("Add", ["normed", "joined"], ["y"]),
+    ]
+    before, after, model = _both(tmp_path, nodes, weights, (2, 3, 8), (2, 2, 8))
+    np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-6)
+    assert graph.operators(model)["BatchNormalization"] == 1
+
+
 def test_dead_nodes_unused_weights_and_all_metadata_are_left_out(tmp_path: Path) -> None:
     weights = {"w": np.ones(4, np.float32), "unused": np.ones(4000, np.float32)}
     nodes = [

@@ -16,7 +16,7 @@ from petra_deploy.worker.model import parity
 from petra_deploy.worker.model.export import export
 from petra_deploy.worker.techniques import quantize_inc
 from petra_deploy.worker.techniques.quantize_inc import Options
-from tests.models import CASES, Case, ResNet
+from tests.models import CASES, Case, Inception, ResNet
 
 CPU = Target(name="cpu", runtime="onnxruntime", device="cpu", precisions=("fp32", "int8"), instructions=("avx2",))
 
@@ -31,6 +31,20 @@ def test_every_convolution_and_addition_of_a_resnet_runs_on_integers_and_weighs_
     assert not {"Conv", "FusedConv", "Add"} & set(operators)
     weights = sum(parameter.numel() for parameter in RESNET.module.parameters())
     assert path.stat().st_size < 0.27 * 4 * weights + 40 * 1024  # the graph itself is 40 kB
+
+
+def test_norms_behind_concatenations_vanish_and_everything_between_is_int8(tmp_path: Path) -> None:
+    model = Inception(depth=1).eval()
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.BatchNorm1d):  # not the identity that a fresh one is
+            torch.nn.init.uniform_(norm.running_mean, -1, 1)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    case = Case("inception", model, {"series": (1, 48)}, {})
+    operators, path = _after_fusion(case, tmp_path)
+    assert not {"Conv", "FusedConv", "BatchNormalization", "Relu", "Add", "Concat"} & set(operators)
+    batches = parity.probes(case.samples(8), case.signature())
+    expected = parity.run_module(case.adapter(), case.signature(), batches)
+    parity.compare(expected, parity.run_file(path, batches), case.signature(), parity.CLOSE)
 
 
 @pytest.mark.parametrize(
