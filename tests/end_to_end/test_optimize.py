@@ -1,0 +1,142 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from jsonschema import validate
+
+from tests.end_to_end.conftest import ARGUMENTS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_stdout_is_one_json_object_which_fits_its_schema(place, optimized):
+    said = optimized.json
+    out = said.pop("out")
+    assert Path(out) == place.folder / "first"
+    assert said == json.loads((place.folder / "first/bundle/manifest.json").read_text())
+    validate(said, json.loads((ROOT / "docs/schemas/manifest.json").read_text()))
+    assert "Traceback" not in optimized.err
+
+
+def test_the_manifest_says_what_was_measured_and_on_which_rows(optimized):
+    said = optimized.json
+    assert said["speedup"]["origin"] == "measured"
+    assert said["speedup"]["value"] > 1
+    assert said["metric"]["split"] == "test"
+    assert said["metric"]["low"] <= said["metric"]["drop_points"] <= said["metric"]["high"]
+    assert said["metric"]["drop_points"] <= 1.0
+    assert said["metric"]["n"] == 359
+    assert said["candidates_considered"] == 3
+
+
+def test_every_file_of_the_bundle_has_its_hash(place, optimized):
+    bundle = place.folder / "first/bundle"
+    files = {p.relative_to(bundle).as_posix() for p in bundle.rglob("*") if p.is_file()} - {"manifest.json"}
+    said = optimized.json["files"]
+    assert set(said) == files
+    for name, digest in said.items():
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == digest
+    assert place.petra("verify", "first/bundle").code == 0
+
+
+def test_the_engine_is_smaller_and_answers_for_any_batch(place, optimized):
+    bundle = place.folder / "first/bundle"
+    onnx.checker.check_model(str(bundle / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), providers=["CPUExecutionProvider"])
+    with np.load(place.folder / "data.npz") as data:
+        x, y = data["image"], data["labels"]
+    (output,) = session.run(None, {"image": x[1000:]})
+    assert (output.argmax(1) == y[1000:]).mean() > 0.9
+    assert session.run(None, {"image": x[:1]})[0].shape == (1, 10)
+    assert optimized.json["size_ratio"] > 1
+
+
+def test_the_example_runs_with_onnxruntime_and_numpy_alone(place, optimized):
+    script = place.folder / "first/bundle/example.py"
+    imported = {line.split()[1].split(".")[0] for line in script.read_text().splitlines() if line.startswith("import ")}
+    assert "torch" not in imported
+    done = subprocess.run([sys.executable, str(script)], cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_is_left_outside_out_and_the_cache(place, optimized):
+    known = {"net.py", "model.pt", "retrained.pt", "data.npz", "first", "cache", "__pycache__"}
+    assert {"first", "cache"} <= {p.name for p in place.folder.iterdir()}
+    made = {p.name for p in place.folder.iterdir()} - known
+    assert not {name for name in made if not name.startswith("run-")}, made
+
+
+def test_a_finished_folder_is_not_overwritten(place, optimized):
+    again = place.petra("optimize", *ARGUMENTS, "--trials", 1, "--out", "first")
+    assert again.code == 2
+    assert "--resume" in again.err
+
+
+def test_the_recipe_holds_on_the_same_and_on_a_retrained_model(place, optimized):
+    recipe = "first/bundle/strategy.json"
+    for number, model in enumerate(("model.pt", "retrained.pt")):
+        done = place.petra(
+            "apply", recipe, model, *ARGUMENTS[1:], "--max-drop", 5, "--out", f"run-apply-{number}", "--json"
+        )
+        assert done.code in (0, 1), done.err
+        if done.code == 0:
+            assert done.json["techniques"] == optimized.json["techniques"]
+        else:  # a smaller speedup than recorded: only noise may say so
+            assert "no longer holds" in done.err
+
+
+def test_the_recipe_refuses_another_architecture(place, optimized):
+    (place.folder / "other.py").write_text((place.folder / "net.py").read_text().replace("64", "48"))
+    done = place.petra(
+        "apply", "first/bundle/strategy.json", "--model", "other.py:build", "--data", "data.npz", "--out", "run-other"
+    )
+    assert done.code == 2, done.err
+    assert "architecture" in done.err
+
+
+@pytest.fixture
+def running(place):
+    """A run that is killed, finished trials and all, once it has two trials behind it."""
+    out = place.folder / "run-killed"
+    first = place.start("optimize", *ARGUMENTS, "--trials", 4, "--time", "120s", "--out", out)
+    deadline = time.monotonic() + 240
+    while len(list(out.glob("trials/*/outcome.json"))) < 2:
+        assert first.poll() is None, first.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    yield out, first
+    if first.poll() is None:
+        first.kill()
+    first.wait()
+
+
+def test_kill_and_resume_lose_and_repeat_nothing(place, running):
+    out, first = running
+    second = place.petra("optimize", *ARGUMENTS, "--out", out)
+    assert (second.code, str(first.pid) in second.err) == (2, True), second.err
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    before = {p: p.read_bytes() for p in out.glob("trials/*/*.json")}
+    done = place.petra("optimize", *ARGUMENTS, "--out", out, "--resume", "--json")
+    assert done.code == 0, done.err
+    assert done.json["candidates_considered"] == 4
+    assert {p: p.read_bytes() for p in before} == before
+    recipes = [p.read_text() for p in out.glob("trials/*/strategy.json")]
+    assert len(recipes) == len(set(recipes)) == 4
+
+
+def test_an_onnx_model_is_quantized_and_the_run_says_what_is_not_possible(place, optimized):
+    source = place.folder / "first/baseline/model.onnx"
+    done = place.petra("optimize", source, "--data", "data.npz", "--trials", 2, "--time", "60s", "--out", "run-onnx")
+    assert done.code in (0, 1), done.err
+    assert "prune is not available" in done.err
+    assert "ONNX" in done.err or ".onnx" in done.err
