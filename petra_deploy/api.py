@@ -91,8 +91,9 @@ def optimize(
     """Search for the fastest engine whose metric drops at most `max_drop` points, and package it.
 
     `time` is in seconds, or text such as "20m"; it defaults to 15 minutes, or to half a minute a
-    trial where only `trials` is given. Raises a PetraError: NotMet (exit code 1) where no strategy
-    met the budget, BadInput (2), TargetAbsent (3), MissingExtra (4), OutOfDisk (75),
+    trial where only `trials` is given. Where no strategy met the budget, the result's `bundle` is
+    None and `front.why` says why. Raises a PetraError: NotMet (exit code 1) where the search is
+    hopeless, BadInput (2), TargetAbsent (3), MissingExtra (4), OutOfDisk (75),
     Interrupted (130).
     """
     source = model_source(model, model_factory, trust, out)

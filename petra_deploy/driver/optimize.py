@@ -53,8 +53,8 @@ class Finished:
 def optimize(request: Request, folder: RunFolder, storage: str | None, on_event: OnEvent) -> Finished:
     """Search, confirm and package.
 
-    Raises NotMet where nothing met the goal (the nearest is kept in `nearest/`), Interrupted after
-    Ctrl-C, and the errors of loading.
+    Where nothing met the goal, `bundle` is None, `front.why` says why, and the nearest is kept in
+    `nearest/`. Raises the errors of loading, and NotMet where going on is pointless.
     """
     target = here(request.target)
     with open_session(request, folder.logs, on_event) as session:
@@ -248,8 +248,9 @@ def package(
         if nearest is not None:
             bundle.write(folder.path / "nearest", ship(nearest, len(outcomes), notes=(front.why,)), session.store)
         shutil.rmtree(folder.bundle, ignore_errors=True)  # what the search kept did not hold on the test split
-        kept = f"the nearest is kept in {folder.path / 'nearest'}; " if nearest is not None else ""
-        raise NotMet(f"no strategy met the budget: {front.why}", f"{kept}allow a larger --max-drop, or more --time")
+        kept = f"; the nearest is kept in {folder.path / 'nearest'}" if nearest is not None else ""
+        front = replace(front, why=f"no strategy met the budget: {front.why}{kept}")
+        return Finished(front=front, trials=outcomes, out=folder.path)
     drop = chosen.score
     note = choose.resolution(drop.drop, drop.drop_error, drop.n) if drop else ""
     manifest = bundle.write(folder.bundle, ship(chosen, len(outcomes), notes=(note,)), session.store)
