@@ -89,11 +89,22 @@ def test_data_that_does_not_fit(place, rows, name, change, word):
            "--out", f"run-x-{name}", word=word)  # fmt: skip
 
 
+BAD = """
+import torch
+
+
+class Bad(torch.nn.Module):
+    def forward(self, image):
+        raise ValueError("broken here")
+
+
+def build():
+    return Bad()
+"""
+
+
 def test_a_model_whose_forward_raises(place):
-    (place.folder / "run_bad.py").write_text(
-        "import torch\nclass Bad(torch.nn.Module):\n    def forward(self, image):\n        raise ValueError('broken here')\n"
-        "def build():\n    return Bad()\n"
-    )
+    (place.folder / "run_bad.py").write_text(BAD)
     refuse(
         place, "optimize", "--model", "run_bad.py:build", "--data", "data.npz", "--out", "run-x8", word="broken here"
     )

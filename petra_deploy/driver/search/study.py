@@ -21,9 +21,11 @@ from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.outcome import Goal, Outcome
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.search import choose, proposals, stopping
+from petra_deploy.driver.search.cost_model import epochs_of
 from petra_deploy.driver.search.encoding import Encoding
 
 Evaluate = Callable[[Strategy, float], Outcome]  # (strategy, seconds it may take)
+_EPOCHS = 3.0
 _DUPLICATES = 25  # asks in a row that decode to known strategies before the space counts as used up
 
 
@@ -53,9 +55,10 @@ class Search:
         while not self._finished() and duplicates < _DUPLICATES:
             trial = study.ask()
             genome = {name: trial.suggest_float(name, 0.0, 1.0) for name in sorted(self.encoding.space.names)}
+            allowance = self._allowance()
             strategy = self.encoding.decode(
                 genome,
-                allowance=self._allowance(),
+                allowance=allowance,
                 epochs=trial.user_attrs.get("epochs"),
                 broken=stopping.broken(self.outcomes, self.encoding.quantizers()),
             )
@@ -65,9 +68,9 @@ class Search:
                 trial.set_user_attr("same_as_before", True)
                 study.tell(trial, self._known[identity])
                 continue
-            if not self._fits(strategy):
+            if not self._fits(strategy, allowance):
                 duplicates += 1
-                trial.set_user_attr("reason", "not asked: its training would not fit into the time left")
+                trial.set_user_attr("reason", "not asked: enough training would not fit into the time left")
                 study.tell(trial, state=TrialState.FAIL)
                 continue
             duplicates = 0
@@ -152,8 +155,17 @@ class Search:
             trials = min(trials, max(self.trials - len(self.outcomes), 1))
         return max(min((left - trials * fixed) / trials, 0.7 * (left - fixed)), 0.0)
 
-    def _fits(self, strategy: Strategy) -> bool:
-        return self.encoding.cost.seconds(strategy) <= max(self._left(), 0.0)
+    def _fits(self, strategy: Strategy, allowance: float) -> bool:
+        """Whether a trial fits into the time left, with enough epochs to be worth its cost.
+
+        A large network that is shrunk a little learns slowly: where stronger presets get at least
+        three epochs in the same time, those that do not are passed over.
+        """
+        if self.encoding.cost.seconds(strategy) > max(self._left(), 0.0):
+            return False
+        epochs = epochs_of(strategy)
+        strongest = epochs_of(self.encoding.decode(self.encoding.presets()[-1], allowance=allowance))
+        return epochs == 0 or epochs >= min(_EPOCHS, strongest)
 
     def _announce(self, strategy: Strategy) -> None:
         best = self._best()
