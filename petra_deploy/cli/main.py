@@ -11,6 +11,7 @@ neither torch nor numpy. Exit codes are in core/errors.py; 70 is a fault of ours
 import difflib
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +66,7 @@ def cli() -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: the same as Ctrl-C
     sys.exit(run(sys.argv[1:]))
 
 
