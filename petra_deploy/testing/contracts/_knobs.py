@@ -1,0 +1,30 @@
+"""Knobs turned to a height between 0 and 1, as option values: what the search would ask for."""
+
+import math
+from collections.abc import Mapping
+
+from petra_deploy.core.plan import Knob, Layout
+
+
+def knobs_at(knobs: Mapping[str, Knob], height: float, layout: Layout) -> dict[str, object]:
+    """Every knob at the same height; one that groups have, at that height for each of them."""
+    return {name: _option(knob, height, layout) for name, knob in knobs.items()}
+
+
+def _option(knob: Knob, height: float, layout: Layout) -> object:
+    groups = [group.name for group in layout.of_kind(knob.per)] if knob.per else []
+    if knob.kind == "subset":
+        return groups[: max(1, round(height * knob.high * len(groups)))]
+    if knob.per:
+        return {name: _value(knob, height) for name in groups}
+    return _value(knob, height)
+
+
+def _value(knob: Knob, height: float) -> float | int | str:
+    if knob.kind == "choice":
+        return knob.choices[min(int(height * len(knob.choices)), len(knob.choices) - 1)]
+    if knob.log:
+        value = math.exp(math.log(knob.low) + height * (math.log(knob.high) - math.log(knob.low)))
+    else:
+        value = knob.low + height * (knob.high - knob.low)
+    return round(value) if knob.kind == "integer" else float(f"{value:.4g}")
