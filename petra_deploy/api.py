@@ -25,6 +25,7 @@ from petra_deploy.core.arguments import (
     metric_name,
     model_source,
     out_folder,
+    sampler_name,
     target_name,
 )
 from petra_deploy.core.errors import BadInput
@@ -106,7 +107,7 @@ def optimize(
             target=target_name(target),
             goal=goal(objective, max_drop, batches),
             budget=budget(trials, time),
-            sampler=sampler,
+            sampler=sampler_name(sampler),
             seed=seed,
             device=device,
         )

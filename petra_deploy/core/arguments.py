@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from petra_deploy.core import registry
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.folder import default_out
 from petra_deploy.core.outcome import Budget, Goal
@@ -68,7 +69,17 @@ def _absolute_reference(reference: str) -> str:
 
 
 def metric_name(metric: str | None) -> str | None:
+    if metric is not None and not isinstance(metric, str):
+        raise BadInput("a metric is given by name", "write the function into a file: metric='file.py:function'")
     return _absolute_reference(metric) if metric and ":" in metric else metric
+
+
+def sampler_name(sampler: str) -> str:
+    """A registered sampler's name; told before anything is loaded."""
+    known = registry.modules("sampler")
+    if sampler not in known:
+        raise BadInput(f"there is no sampler called {sampler!r}", f"known: {', '.join(known)}")
+    return sampler
 
 
 def target_name(target: str) -> str:
