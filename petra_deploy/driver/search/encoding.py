@@ -180,11 +180,11 @@ class Encoding:
         return [{**genome, **{gene: min(genome.get(gene, 0.5) + 0.4, 1.0) for gene in genes}}]
 
     def wanted_seconds(self) -> float:
-        """Training time that a trial would do well with: thirty epochs of a network shrunk to a quarter."""
+        """Training time that a trial would do well with: fifteen epochs of the strongest preset."""
         if not any("epochs" in offer.knobs for offer in self.plan.offers):
             return 0.0
-        per_epoch = self.plan.train_rows * (self.plan.train_seconds_per_row or 0.0) * 0.25
-        return min(max(30 * per_epoch, 8.0), 90.0)
+        strongest = self.decode(self.presets()[-1], allowance=1.0)
+        return min(max(15 * self.cost.epoch_seconds(strongest), 6.0), 60.0)
 
 
 def _optional(offer: Offer) -> bool:
