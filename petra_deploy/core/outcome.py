@@ -131,6 +131,7 @@ class Outcome(Data):
     strategy: Strategy
     fidelity: Fidelity
     seconds: float = 0.0
+    round_seconds: float = 0.0  # of one round of measurement
     graph: Graph | None = None
     engine: Engine | None = None
     measurement: Measurement | None = None

@@ -16,16 +16,17 @@ from petra_deploy.driver.evaluate import Case, score_job
 from petra_deploy.driver.search import choose
 from petra_deploy.driver.session import Session
 
-ROUNDS = 9
+ROUNDS = 9  # of each finalist, where the time left allows
+_FEWEST = 5  # the interval over rounds needs four
 
 
-def confirm(
-    finalists: Sequence[Outcome], goal: Goal, case: Case, sealed: SealedSplit, session: Session, *, rounds: int = ROUNDS
-) -> Front:
+def confirm(finalists: Sequence[Outcome], goal: Goal, case: Case, sealed: SealedSplit, session: Session) -> Front:
     """The finalists with their final figures, in order; `best` is the one that ships, if any."""
     if case.baseline is None:
         raise ValueError("finalists are confirmed against a baseline")
     limits = Limits(seconds=max(session.left(), 0.15 * session.seconds, 60.0))
+    each = sum(outcome.round_seconds for outcome in finalists)
+    rounds = min(max(int(0.8 * session.left() / each), _FEWEST), ROUNDS) if each else ROUNDS
     measured = [_measured(outcome, case, rounds, limits, session) for outcome in finalists]
     order = sorted(measured, key=lambda o: -choose.gain(o, goal, case.baseline.bytes if case.baseline else 1))
     reference = session.run(score_job(case.baseline, case, sealed.split, "test", None, limits))

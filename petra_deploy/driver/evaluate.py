@@ -55,12 +55,14 @@ def evaluate(strategy: Strategy, fidelity: Fidelity, case: Case, run: Run, limit
         engine = must(Build(graph=graph, target=case.target, settings=strategy.runtime, limits=limits))
         found["engine"] = engine
         found["score"] = must(score_job(engine, case, case.workload.selection, "selection", case.reference, limits))
+        measuring = time.monotonic()
         found["measurement"] = must(
             Measure(
                 engine=engine, baseline=case.baseline or engine, target=case.target, split=case.workload.selection,
                 batches=case.batches, rounds=fidelity.rounds, seed=case.seed, limits=limits,
             )
         )  # fmt: skip
+        found["round_seconds"] = (time.monotonic() - measuring) / fidelity.rounds
     except _Stopped as stopped:
         found["failed"] = stopped.failed
     return Outcome(strategy=strategy, fidelity=fidelity, seconds=time.monotonic() - start, **found)  # type: ignore[arg-type]

@@ -228,7 +228,8 @@ def _fixed(baseline: Outcome) -> float:
 
 def _reserve(baseline: Outcome, seconds: float) -> float:
     """Seconds kept for the end: nine rounds of up to three finalists, the test split, packaging."""
-    return min(max(1.5 * baseline.seconds + 8.0, 10.0), 0.3 * seconds)
+    rest = baseline.seconds - FULL.rounds * baseline.round_seconds
+    return min(3 * 9 * 0.7 * baseline.round_seconds + 0.5 * rest + 5.0, 0.25 * seconds)
 
 
 def package(
