@@ -97,7 +97,7 @@ def optimize(
     hopeless, BadInput (2), TargetAbsent (3), MissingExtra (4), OutOfDisk (75),
     Interrupted (130).
     """
-    source = model_source(model, model_factory, trust, out)
+    source = model_source(model, model_factory, trust, data)
     folder = out_folder(out, source, data)
     with open_run(folder, resume) as run:
         request = Request(
@@ -149,7 +149,7 @@ def apply(
     if not Path(strategy).is_file():
         raise BadInput(f"{strategy} does not exist", "give the strategy.json of a bundle")
     asked = recipes.read(Path(strategy)).goal or Goal()
-    source = model_source(model, model_factory, trust, out)
+    source = model_source(model, model_factory, trust, data)
     folder = out_folder(out, source, data, suffix="-applied")
     with open_run(folder, resume) as run:
         request = Request(
@@ -184,7 +184,7 @@ def inspect(
     """What form the model has, its inputs, groups, and which techniques apply and which not, and why."""
     with tempfile.TemporaryDirectory(prefix="petra-inspect-") as scratch:
         folder = Path(scratch)
-        source = model_source(model, model_factory, trust, scratch)
+        source = model_source(model, model_factory, trust, data)
         request = Request(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),

@@ -38,10 +38,16 @@ def goal(objective: Objective, max_drop: float, batches: Sequence[int]) -> Goal:
     return Goal(objective=objective, max_drop=max_drop, batches=tuple(batches))
 
 
-def model_source(model: Any, factory: str | None, trust: bool, out: Any) -> ModelSource:
-    """Where the model is; an object in memory is written into the run folder later."""
-    if model is None and factory is None:
-        raise BadInput("no model was given", "give a model file, or --model file.py:factory")
+def model_source(model: Any, factory: str | None, trust: bool, data: Any) -> ModelSource:
+    """Where the model is; an object in memory is written into the run folder later.
+
+    A workload.py given as `data` may bring the model: whether it does is seen when it is loaded.
+    """
+    script = isinstance(data, str | Path) and str(data).endswith(".py")
+    if model is None and factory is None and not script:
+        raise BadInput(
+            "no model was given", "give a model file, --model file.py:factory, or a workload.py with `model`"
+        )
     factory = _absolute_reference(factory) if factory else None
     if model is None:
         return ModelSource(path=None, factory=factory, trust=trust)

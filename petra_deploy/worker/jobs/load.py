@@ -229,7 +229,7 @@ def _script_metric(script: data.Script | None) -> str | None:
     metric = script.get("metric") if script else None
     if script is None or metric is None or isinstance(metric, str):
         return metric
-    if script.prefix:
+    if script.is_method("metric"):
         hint = "define metric(outputs, targets) at the top of the file"
         raise Problem("input", f"metric of {script.path.name} is a method, which the scoring cannot find", hint)
     return script.spec("metric")

@@ -12,8 +12,12 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import torch
+
+from petra_deploy.core import metrics
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.workload import DataSource
 from petra_deploy.worker.workload import npz
@@ -43,20 +47,30 @@ class Brought:
 
 @dataclass(frozen=True)
 class Script:
-    """What a workload.py offers: attributes by name, and where a later process finds them."""
+    """What a workload.py offers: attributes by name, and where a later process finds them.
+
+    `holders` are the file itself, and the class, object or dict in it that brings the data, with the
+    prefix of its names ("Workload."); the first that has a name is the one asked.
+    """
 
     path: Path
-    holder: Any
-    prefix: str  # "Workload." where they are methods
+    holders: tuple[tuple[Any, str], ...]
 
     def has(self, name: str) -> bool:
         return self.get(name) is not None
 
     def get(self, name: str) -> Any:
-        return self.holder.get(name) if isinstance(self.holder, Mapping) else getattr(self.holder, name, None)
+        return self._find(name)[0]
 
     def spec(self, name: str) -> str:
-        return f"{self.path}:{self.prefix}{name}"
+        return f"{self.path}:{self._find(name)[1]}{name}"
+
+    def is_method(self, name: str) -> bool:
+        return bool(self._find(name)[1])
+
+    def _find(self, name: str) -> tuple[Any, str]:
+        found = ((_attribute(holder, name), prefix) for holder, prefix in self.holders)
+        return next((pair for pair in found if pair[0] is not None), (None, ""))
 
 
 def is_script(source: DataSource) -> bool:
@@ -66,21 +80,38 @@ def is_script(source: DataSource) -> bool:
 def open_script(path: Path) -> Script:
     """Run a workload.py and find what it offers. Raises Problem("input")."""
     module = import_file(path.absolute(), "--data")
-    offered = (*PARTS, *_SYNONYMS, "data", "model", "metric")
-    own = vars(module)
-    if any(name in own for name in offered):
-        return Script(path.absolute(), module, "")
+    own = {  # `from torch.utils import data` and the mark `metric` are nothing that the file offers
+        name: value
+        for name, value in vars(module).items()
+        if not isinstance(value, ModuleType) and value is not metrics.metric
+    }
+    holders: list[tuple[Any, str]] = [(own, "")]
+    tables = (*PARTS, *_SYNONYMS, "data")
+    if not any(name in own for name in tables):
+        holders += _inside(module, own, (*tables, "model"), path)
+    if not any(_attribute(holder, name) is not None for holder, _ in holders for name in (*tables, "model")):
+        raise Problem(
+            "input",
+            f"{path.name} defines none of {', '.join((*PARTS, 'data', 'model'))}",
+            "define functions called train, selection and test, each returning (inputs, target) or batches of them",
+        )
+    return Script(path.absolute(), tuple(holders))
+
+
+def _inside(module: ModuleType, own: Mapping[str, Any], offered: Sequence[str], path: Path) -> list[tuple[Any, str]]:
+    """The object, class or dict called `workload`, else the first class that offers something."""
     for name in ("workload", "Workload"):
         if name in own:
-            return Script(path.absolute(), _instance(own[name], path), f"{name}.")
+            return [(_instance(own[name], path), f"{name}.")]
     for name, value in own.items():
-        if isinstance(value, type) and value.__module__ == module.__name__ and any(hasattr(value, n) for n in offered):
-            return Script(path.absolute(), _instance(value, path), f"{name}.")
-    raise Problem(
-        "input",
-        f"{path.name} defines none of {', '.join((*PARTS, 'data', 'model'))}",
-        "define functions called train, selection and test, each returning (inputs, target) or batches of them",
-    )
+        mine = isinstance(value, type) and value.__module__ == module.__name__
+        if mine and not issubclass(value, torch.nn.Module) and any(hasattr(value, n) for n in offered):
+            return [(_instance(value, path), f"{name}.")]
+    return []
+
+
+def _attribute(holder: Any, name: str) -> Any:
+    return holder.get(name) if isinstance(holder, Mapping) else getattr(holder, name, None)
 
 
 def read(source: DataSource, input_names: Sequence[str], script: Script | None = None) -> Brought:

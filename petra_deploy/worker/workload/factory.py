@@ -67,10 +67,13 @@ def named(spec: str, option: str) -> Any:
         return _guess(module, spec, option)
     value: Any = module
     for part in name.split("."):
-        if not hasattr(value, part):
+        inner = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+        if inner is None:
             has = ", ".join(sorted(_own(module))[:8]) or "nothing public"
             raise Problem("input", f"{spec.rpartition(':')[0]} has no {name}", f"it has {has}")
-        value = getattr(value, part)
+        if isinstance(value, type) and inspect.isfunction(inspect.getattr_static(value, part)):
+            inner = getattr(_instance(value, spec), part)  # a method of a class like a workload.py's
+        value = inner
     return value
 
 
@@ -189,6 +192,17 @@ def _import_module(name: str, option: str) -> ModuleType:
         raise Problem("input", f"importing {name} raised {one_line(error)}") from error
     except (Exception, SystemExit) as error:
         raise Problem("input", f"importing {name} raised {one_line(error)}") from error
+
+
+def _instance(kind: type[Any], spec: str) -> Any:
+    if needed := required(kind):
+        raise Problem("input", f"the class of {spec} needs the arguments {', '.join(needed)}", "let it take none")
+    try:
+        return kind()
+    except (Exception, SystemExit) as error:
+        raise Problem(
+            "input", f"{spec} raised {one_line(error)}", "run it once by itself to see the whole error"
+        ) from error
 
 
 def _own(module: ModuleType) -> dict[str, Any]:

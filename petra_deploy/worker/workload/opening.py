@@ -98,7 +98,7 @@ def _made(maker: str | None) -> Opened:
         raise Problem(
             "input",
             "no model was given",
-            "name a model file, or a function that makes one with --model file.py:function",
+            "name a model file, or a function that makes one: --model file.py:function, or `model` in a workload.py",
         )
     module, notes = floats(factory.make_module(maker))
     file, function = factory.split(maker)

@@ -153,6 +153,34 @@ def test_a_workload_file_offers_functions_a_class_or_a_dict(tmp_path, text):
     assert script.get("metric") == "f1"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from torch.utils import data\ndef train(): return X, Y\ndef test(): return X, Y",
+        "from petra_deploy.core.metrics import metric\ndef train(): return X, Y\ndef test(): return X, Y",
+        "from torch import nn\nclass Net(nn.Module): pass\nclass W:\n"
+        "    def train(self): return X, Y\n    def test(self): return X, Y",
+    ],
+)
+def test_what_a_workload_file_imports_or_builds_with_is_not_taken_for_what_it_offers(tmp_path, text):
+    (tmp_path / "w.py").write_text(f"import numpy as np\nX = np.zeros((40, 3), 'f4')\nY = np.arange(40) % 2\n{text}")
+    script = data.open_script(tmp_path / "w.py")
+    assert set(data.read(DataSource(path=str(tmp_path / "w.py")), (), script).parts) == {"train", "test"}
+    assert not script.has("data")
+    assert not script.has("metric")
+
+
+def test_a_function_beside_the_class_completes_it(tmp_path):
+    text = (
+        "def metric(outputs, targets): return 1.0\nclass W:\n    def data(self): return None\n    def model(self): pass"
+    )
+    (tmp_path / "w.py").write_text(text)
+    script = data.open_script(tmp_path / "w.py")
+    assert script.spec("metric").endswith("w.py:metric")
+    assert script.spec("model").endswith("w.py:W.model")
+    assert not script.is_method("metric")
+
+
 def test_a_workload_file_that_raises_names_its_line(tmp_path):
     (tmp_path / "w.py").write_text("a = 1\nraise RuntimeError('no data here')\n")
     with pytest.raises(Problem, match=r"w\.py raised RuntimeError: no data here \(line 2\)"):

@@ -72,3 +72,10 @@ def test_what_cannot_be_made_is_one_clear_sentence(tmp_path, spec, said):
 def test_a_missing_package_is_named():
     with pytest.raises(Problem, match=r"no_such_package\.net, which is not found"):
         factory.make_module("no_such_package.net:Net")
+
+
+def test_a_method_of_a_class_or_an_entry_of_a_dict_makes_the_module_too(tmp_path):
+    text = "class Workload:\n    def model(self): return Net(6)\nworkload = {'model': lambda: Net(7)}\n"
+    (tmp_path / "work.py").write_text(NET + text)
+    assert factory.make_module(f"{tmp_path}/work.py:Workload.model").conv.out_channels == 6
+    assert factory.make_module(f"{tmp_path}/work.py:workload.model").conv.out_channels == 7
