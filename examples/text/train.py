@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from model import LENGTH, VOCABULARY, build
 
 HERE = Path(__file__).resolve().parent
-EPOCHS, BATCH, RATE = 2, 32, 1e-3
+EPOCHS, BATCH, RATE = 3, 32, 1e-3
 ROWS = {"train": 3000, "selection": 1000, "test": 1000}  # over all classes
 WORD = re.compile(r"[A-Za-z]+|[0-9]|[^\sA-Za-z0-9_]")
 TELLING = {"torch", "sympy", "sqlalchemy", "aten", "caffe", "nn", "sql", "python"}
