@@ -4,8 +4,11 @@ Paths become absolute; an object handed over in memory (a module, arrays, an ite
 the run folder by cloudpickle, since this very process vouches for it.
 """
 
-from collections.abc import Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from petra_deploy.core import registry
@@ -128,7 +131,8 @@ def _pickle(value: Any, path: Path) -> Path:
     import cloudpickle
 
     try:
-        content = cloudpickle.dumps(value)
+        with _by_value():
+            content = cloudpickle.dumps(value)
     except Exception as error:
         raise BadInput(
             f"the object cannot be sent to a worker: {error}", "save it to a file and give its path"
@@ -136,3 +140,34 @@ def _pickle(value: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     return path
+
+
+@contextlib.contextmanager
+def _by_value() -> Iterator[None]:
+    """Within, code of the caller's own modules travels with the objects that are made of it.
+
+    A worker could not import what lies beside the caller's script or in the current folder; and with
+    the code in the pickle, a change of code makes another model to the cache.
+    """
+    import cloudpickle
+
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    folders = {Path.cwd().resolve(), *([Path(main).resolve().parent] if main else [])}
+    modules = [module for name, module in list(sys.modules.items()) if getattr(module, "__name__", "") == name]
+    own = [module for module in modules if isinstance(module, ModuleType) and _home(module) in folders]
+    for module in own:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in own:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _home(module: ModuleType) -> Path | None:
+    """The folder that a module at the top of its package was imported from; None for all others."""
+    name, file = module.__name__, getattr(module, "__file__", None)
+    if "." in name or name in ("__main__", "petra_deploy") or not isinstance(file, str):
+        return None
+    path = Path(file).resolve()
+    return path.parent.parent if path.name == "__init__.py" else path.parent
