@@ -5,7 +5,7 @@ by keys of the store. What a job may use up is in `limits` and takes no part in 
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Generic, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 from annotated_types import Ge
 
@@ -129,9 +129,8 @@ class Scored(Job[Score]):
     answer: ClassVar[type] = Score
 
 
-JOBS: dict[str, type[Job[object]]] = {
-    job.kind: job for job in (Load, Inspect, Probe, Transform, Build, Measure, Scored)  # type: ignore[misc]
-}
+_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Scored)
+JOBS: dict[str, type[Any]] = {job.kind: job for job in _KINDS}
 
 
 class Run(Protocol):

@@ -1,7 +1,7 @@
 """Run jobs in this process, for tests: the same job code, no child, no limits, no cache.
 
-    run = Inline(Store(tmp_path))
-    graph = run.must(Transform(workload=workload, strategy=Strategy()))
+run = Inline(Store(tmp_path))
+graph = run.must(Transform(workload=workload, strategy=Strategy()))
 """
 
 import importlib

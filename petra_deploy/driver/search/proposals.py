@@ -19,6 +19,7 @@ _CLOSE = 2.5  # points above the limit
 class Proposal:
     genome: dict[str, float]
     epochs: float | None = None  # the very number of epochs, so that the trained module is found again
+    worth: float = 0.0  # the gain of what it was derived from; 0: always worth asking
 
 
 def after(
@@ -33,13 +34,14 @@ def after(
     epochs = epochs_of(outcome.strategy) or None
     if outcome.failed is not None and outcome.failed.job == "transform" and outcome.failed.kind not in _FINAL:
         return [Proposal(other, epochs) for other in encoding.neighbours(genome)[-1:]]
-    if not outcome.ok:
-        return []
+    if not outcome.ok or (encoding.shrinks and not encoding.shrunk(outcome.strategy)):
+        return []  # quantization alone is the first rung; what shrinks is tried before its variants
     record = choose.gain(best_before, goal, baseline_bytes) if best_before else 1.0
-    if choose.gain(outcome, goal, baseline_bytes) <= record * 0.7:
+    worth = choose.gain(outcome, goal, baseline_bytes)
+    if worth <= record * 0.7:
         return []
     if choose.feasible(outcome, goal):
-        return [Proposal(other, epochs) for other in encoding.neighbours(genome)]
+        return [Proposal(other, epochs, worth) for other in encoding.neighbours(genome)]
     if choose.upper_drop(outcome, 0.0) <= goal.max_drop + _CLOSE:
-        return [Proposal(longer) for longer in encoding.longer(genome)]
+        return [Proposal(longer, worth=worth) for longer in encoding.longer(genome)]
     return []

@@ -68,9 +68,10 @@ class Search:
                 trial.set_user_attr("same_as_before", True)
                 study.tell(trial, self._known[identity])
                 continue
-            if not self._fits(strategy, allowance):
+            reason = self._pointless(strategy, allowance, trial.user_attrs.get("worth", 0.0))
+            if reason:
                 duplicates += 1
-                trial.set_user_attr("reason", "not asked: enough training would not fit into the time left")
+                trial.set_user_attr("reason", f"not asked: {reason}")
                 study.tell(trial, state=TrialState.FAIL)
                 continue
             duplicates = 0
@@ -123,7 +124,7 @@ class Search:
         waiting = sum(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False))
         for proposal in proposals.after(outcome, genome, before, self.goal, self._bytes, self.encoding):
             if self.trials is None or len(self.outcomes) + waiting < self.trials:
-                study.enqueue_trial(proposal.genome, user_attrs={"epochs": proposal.epochs})
+                study.enqueue_trial(proposal.genome, user_attrs={"epochs": proposal.epochs, "worth": proposal.worth})
                 waiting += 1
 
     def _remember(self, outcome: Outcome, told: float | None) -> None:
@@ -153,19 +154,23 @@ class Search:
         trials = min(max(left / (fixed + wanted), 1.0), 60.0)  # fewer trials rather than useless ones
         if self.trials is not None:
             trials = min(trials, max(self.trials - len(self.outcomes), 1))
-        return max(min((left - trials * fixed) / trials, 0.7 * (left - fixed)), 0.0)
+        return max(min((left - trials * fixed) / trials, 0.7 * (left - fixed), 4 * wanted), 0.0)
 
-    def _fits(self, strategy: Strategy, allowance: float) -> bool:
-        """Whether a trial fits into the time left, with enough epochs to be worth its cost.
+    def _pointless(self, strategy: Strategy, allowance: float, worth: float) -> str:
+        """Why a trial is not worth asking, or an empty string.
 
-        A large network that is shrunk a little learns slowly: where stronger presets get at least
-        three epochs in the same time, those that do not are passed over.
+        It must fit into the time left, with enough epochs: a large network that is shrunk a little
+        learns slowly, so where stronger presets get three epochs in the same time, those that do
+        not are passed over. A variant of what has long been beaten is not asked either.
         """
         if self.encoding.cost.seconds(strategy) > max(self._left(), 0.0):
-            return False
+            return "it would not fit into the time left"
+        best = self._best()
+        if worth and best is not None and worth < 0.6 * choose.gain(best, self.goal, self._bytes):
+            return "what it is a variant of has been beaten"
         epochs = epochs_of(strategy)
         strongest = epochs_of(self.encoding.decode(self.encoding.presets()[-1], allowance=allowance))
-        return epochs == 0 or epochs >= min(_EPOCHS, strongest)
+        return "too few epochs would fit" if 0 < epochs < min(_EPOCHS, strongest) else ""
 
     def _announce(self, strategy: Strategy) -> None:
         best = self._best()

@@ -18,6 +18,8 @@ ACTS_ON: ActsOn = "graph"
 OPERATORS = ["MatMul", "Gemm", "LSTM", "Gather"]  # not Attention: it would become an invalid QAttention
 WEIGHTED = ("Linear", "LSTM", "MultiheadAttention", "MatMul", "Gemm")
 
+CONVOLUTIONS = ("Conv", "Conv1d", "Conv2d", "Conv3d")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Data):
@@ -31,6 +33,8 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
         return ("dynamic int8 operators exist for ONNX Runtime on a CPU only",)
     if not has_any(layout, WEIGHTED):
         return ("the model has no linear or LSTM layer",)
+    if has_any(layout, CONVOLUTIONS):
+        return ("its convolutions would stay in float; static quantization covers them",)
     return ()
 
 
