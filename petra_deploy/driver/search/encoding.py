@@ -128,7 +128,8 @@ class Encoding:
                 seconds = allowance * (_SPREAD ** (2 * gene - 1)) / (1 if gene < 0.5 else 1 + (gene - 0.5) * 2)
                 epoch = max(self.cost.epoch_seconds(strategy), 1e-6)
                 epochs = min(max(seconds / epoch, 0.1), knob.high)
-                rounded = given or (round(epochs) if epochs >= 2 else round(epochs, 1))
+                epochs = epochs if given is None else given
+                rounded = round(epochs) if epochs >= 2 else round(epochs, 1)  # the same type, so the same key
                 step = replace(step, options={**step.options, "epochs": rounded})
             steps.append(step)
         return replace(strategy, steps=tuple(steps))

@@ -1,3 +1,4 @@
+from petra_deploy.core import files
 from petra_deploy.core.plan import Phase
 from petra_deploy.driver.search.cost_model import epochs_of, remaining_share
 from tests.unit.driver.search import simulation
@@ -59,6 +60,7 @@ def test_a_neighbour_differs_in_precision_only():
     encoding = simulation.encoding()
     genome = encoding.presets()[2]
     own = encoding.decode(genome, allowance=10, epochs=7)
+    assert files.canonical(own) == files.canonical(encoding.decode(genome, allowance=1, epochs=7.0))
     for other in encoding.neighbours(genome):
         strategy = encoding.decode(other, allowance=3, epochs=7)
         phases = {offer.technique: offer.phase for offer in encoding.plan.offers}
