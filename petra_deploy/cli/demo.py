@@ -11,7 +11,7 @@ from petra_deploy.cli import options
 from petra_deploy.cli.console import Console, answer
 from petra_deploy.core.errors import BadInput
 
-SECONDS = 90.0
+SECONDS = 140.0
 TRIALS = 8
 
 
