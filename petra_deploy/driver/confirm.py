@@ -82,8 +82,8 @@ def _why(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> str:
     tested = [o for o in judged if o.test is not None and o.test.drop is not None]
     if not tested:
         return "no candidate was better than the baseline"
-    nearest = min(tested, key=lambda o: o.test.drop.known() if o.test and o.test.drop else 0.0)
-    drop = nearest.test.drop.known() if nearest.test and nearest.test.drop else 0.0
+    nearest = min(tested, key=choose.test_drop)
+    drop = choose.test_drop(nearest)
     times = choose.gain(nearest, goal, baseline_bytes)
     if drop > goal.max_drop:
         return (

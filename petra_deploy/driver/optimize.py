@@ -67,6 +67,7 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
         session.say("measuring the finalists again, then opening the test split")
         size = baseline.engine.bytes if baseline.engine else 1
         front = confirm(choose.finalists(outcomes, request.goal, size), request.goal, case, loaded.sealed, session)
+        front = choose.with_front(front, outcomes, request.goal, size)
         return package(front, outcomes, baseline, request, folder, session, ship)
 
 
@@ -90,6 +91,8 @@ def load(request: Request, folder: RunFolder, session: Session) -> Loaded:
     session.say("loading the model and the data")
     options = replace(request.load, seed=request.seed)
     loaded = session.must(Load(model=request.model, data=request.data, options=options, limits=session.limits()))
+    if request.model.trust and session.jailed() is False:
+        session.say("this system offers no jail: the trusted file's code ran in a child with limits only", "warning")
     files.write_json(kept, loaded)
     return loaded
 
@@ -245,7 +248,7 @@ def package(
     files.write_json(folder.front, front)
     chosen = front.chosen
     if chosen is None:
-        nearest = min((o for o in front.outcomes if o.ok), key=lambda o: choose.upper_drop(o, 0.0), default=None)
+        nearest = min((o for o in front.outcomes if o.ok and o.test), key=choose.test_drop, default=None)
         if nearest is not None:
             bundle.write(folder.path / "nearest", ship(nearest, len(outcomes), notes=(front.why,)), session.store)
         shutil.rmtree(folder.bundle, ignore_errors=True)  # what the search kept did not hold on the test split

@@ -7,7 +7,7 @@ with open_session(request, folder, on_event) as session:
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +31,7 @@ class Session:
     on_event: OnEvent
     started: float  # monotonic
     seconds: float  # the whole time budget
+    jailed: Callable[[], bool | None]  # whether workers are shut in; None before the first has said
 
     def must(self, job: Job[A]) -> A:
         """The answer of a job that everything needs; its failure ends the program."""
@@ -65,6 +66,7 @@ def open_session(request: Request, logs: Path, on_event: OnEvent, *, executor: s
             on_event=on_event,
             started=started,
             seconds=request.budget.seconds,
+            jailed=lambda: getattr(opened, "jailed", None),
         )
     finally:
         opened.close()

@@ -104,9 +104,9 @@ def test_the_recipe_refuses_another_architecture(place, optimized):
 
 
 @pytest.fixture
-def running(place):
-    """A run that is killed, finished trials and all, once it has two trials behind it."""
-    out = place.folder / "run-killed"
+def running(place, request):
+    """A run with two trials behind it, and its folder."""
+    out = place.folder / f"run-{request.node.callspec.id}"
     first = place.start("optimize", *ARGUMENTS, "--trials", 4, "--time", "10m", "--out", out)
     deadline = time.monotonic() + 240
     while len(list(out.glob("trials/*/outcome.json"))) < 2:
@@ -119,12 +119,15 @@ def running(place):
     first.wait()
 
 
-def test_kill_and_resume_lose_and_repeat_nothing(place, running):
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
+def test_a_stop_and_resume_lose_and_repeat_nothing(place, running, how):
     out, first = running
     second = place.petra("optimize", *ARGUMENTS, "--out", out)
     assert (second.code, str(first.pid) in second.err) == (2, True), second.err
-    os.kill(first.pid, signal.SIGKILL)
-    first.wait()
+    os.kill(first.pid, how)
+    assert first.wait() == (130 if how == signal.SIGINT else -9)
+    if (out / "bundle").exists():
+        assert place.petra("verify", out / "bundle").code == 0
     before = {p: p.read_bytes() for p in out.glob("trials/*/*.json")}
     done = place.petra("optimize", *ARGUMENTS, "--out", out, "--resume", "--json")
     assert done.code == 0, done.err

@@ -127,7 +127,6 @@ class _Child:
         self.jobs = 0
         self._log: Path | None = None
         self._written = 0
-        self._early = b""  # printed before the first job
         threading.Thread(target=self._drain, daemon=True).start()
         read = [str(path) for path in options.read]
         self.jailed = False

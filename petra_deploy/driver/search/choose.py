@@ -8,9 +8,12 @@ that is very probably, and the safest. The test split then decides, in that orde
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
+from petra_deploy.core import files
 from petra_deploy.core.outcome import Figure, Front, Goal, Outcome
 
+_SHOWN = 5  # of the front, beside the finalists
 MARGINS = (1.0, 2.0, 3.0)  # standard errors
 
 
@@ -29,6 +32,11 @@ def upper_drop(outcome: Outcome, margin: float) -> float:
     if outcome.score is None or outcome.score.drop is None:
         return math.inf
     return outcome.score.drop.known() + margin * outcome.score.drop_error
+
+
+def test_drop(outcome: Outcome) -> float:
+    """The drop on the test split, points; infinite where it was not judged there."""
+    return outcome.test.drop.known() if outcome.test and outcome.test.drop else math.inf
 
 
 def feasible(outcome: Outcome, goal: Goal, margin: float = MARGINS[0]) -> bool:
@@ -63,7 +71,15 @@ def finalists(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> t
     return tuple(sorted(chosen[:3], key=lambda o: -gain(o, goal, baseline_bytes)))
 
 
-def pareto(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:
+def with_front(front: Front, outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:
+    """`front` (the finalists) and after them the rest of what no other beats; those keep their selection scores."""
+    judged = {files.canonical(o.strategy) for o in front.outcomes}
+    rest = [o for o in pareto(outcomes, goal, baseline_bytes) if files.canonical(o.strategy) not in judged]
+    better = [o for o in rest if gain(o, goal, baseline_bytes) > 1.0]
+    return replace(front, outcomes=(*front.outcomes, *better[:_SHOWN]))
+
+
+def pareto(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> tuple[Outcome, ...]:
     """The outcomes that no other beats in both gain and drop, fastest first."""
     done = [o for o in outcomes if o.ok and o.score is not None and o.score.drop is not None]
     front: list[Outcome] = []
@@ -72,7 +88,7 @@ def pareto(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Fron
         if upper_drop(outcome, 0.0) < least:
             least = upper_drop(outcome, 0.0)
             front.append(outcome)
-    return Front(outcomes=tuple(front))
+    return tuple(front)
 
 
 def resolution(drop: Figure | None, error: float, rows: int) -> str:

@@ -1,4 +1,5 @@
-from petra_deploy.core.outcome import Goal
+from petra_deploy.core.outcome import Front, Goal
+from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.search import choose
 from tests.unit.driver.search.simulation import SIZE, outcome
 
@@ -37,7 +38,7 @@ def test_without_a_feasible_one_the_nearest_is_the_finalist():
 
 def test_the_front_keeps_only_what_nothing_beats():
     front = choose.pareto([outcome(10, 1.0), outcome(9, 2.0), outcome(5, 0.1)], GOAL, SIZE)
-    assert [o.measurement.speedup.value for o in front.outcomes] == [10, 5]
+    assert [o.measurement.speedup.value for o in front] == [10, 5]
 
 
 def test_the_value_told_gets_worse_with_the_drop_and_better_with_speed():
@@ -46,3 +47,13 @@ def test_the_value_told_gets_worse_with_the_drop_and_better_with_speed():
 
     assert value(20, 0.2) < value(10, 0.2) < value(10, 1.5) < value(10, 5.0)
     assert value(5, 0.0) < value(12, 3.0)
+
+
+def test_the_front_follows_the_finalists_without_repeating_them():
+    def at(speedup, drop, seed):
+        return outcome(speedup, drop, strategy=Strategy(seed=seed))
+
+    fast, middle, slow = at(20, 2.0, 1), at(10, 0.5, 2), at(5, 0.1, 3)
+    front = choose.with_front(Front(outcomes=(middle,), best=0), [slow, middle, fast], GOAL, SIZE)
+    assert front.outcomes == (middle, fast, slow)
+    assert front.chosen is middle
