@@ -5,6 +5,8 @@ split, and the same budget. Where the drop or the speedup no longer holds, the b
 and the run says so (exit 1).
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from petra_deploy.core import files
@@ -13,8 +15,9 @@ from petra_deploy.core.event import OnEvent
 from petra_deploy.core.folder import RunFolder
 from petra_deploy.core.job import Inspect
 from petra_deploy.core.outcome import Front, Outcome
+from petra_deploy.core.plan import Offer
 from petra_deploy.core.request import Request
-from petra_deploy.core.strategy import FULL
+from petra_deploy.core.strategy import FULL, Strategy
 from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.confirm import confirm
@@ -38,8 +41,9 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
                 "apply it to a model of the same architecture, or run optimize on this one",
             )
         case, baseline = measure_baseline(request, loaded, target, folder, session)
-        session.say(f"applying {recipe.strategy.describe()}")
-        outcome = evaluate(recipe.strategy, FULL, case, session.run, session.limits())
+        complete = settled(recipe.strategy, inspected.offers)
+        session.say(f"applying {complete.describe()}")
+        outcome = evaluate(complete, FULL, case, session.run, session.limits())
         folder.record(0, outcome)
         if outcome.failed:
             raise from_failure(outcome.failed)
@@ -67,6 +71,13 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
         if broken:
             raise NotMet(f"the strategy no longer holds: {broken}", f"what it gave is kept in {destination}")
         return Finished(front=front, trials=(outcome,), out=folder.path, manifest=manifest, bundle=folder.bundle)
+
+
+def settled(strategy: Strategy, offers: Sequence[Offer]) -> Strategy:
+    """`strategy` with the options that the target settles, where a step (written by hand) leaves them out."""
+    fixed = {offer.technique: offer.fixed for offer in offers}
+    steps = (replace(step, options={**fixed.get(step.technique, {}), **step.options}) for step in strategy.steps)
+    return replace(strategy, steps=tuple(steps))
 
 
 def _broken(front: Front, built: Outcome, promise: recipes.Promise | None, request: Request) -> str:
