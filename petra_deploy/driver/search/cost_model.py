@@ -27,14 +27,22 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
             elif isinstance(value, list | tuple):
                 keep |= {(g.kind, g.name): 0.0 for g in plan.layout.groups if g.kind == "block" and g.name in value}
     dropped = [name for (kind, name), share in keep.items() if kind == "block" and share == 0.0]
-    total = left = 0.0
+    total = left = counted = 0.0
     for group in plan.layout.groups:
         if group.kind == "block":
             continue
         work = float(group.macs or group.parameters)
         total += work
+        counted += group.parameters
         inside = any(group.name.startswith(f"{block}.") for block in dropped)
         left += 0.0 if inside else work * keep.get((group.kind, group.name), 1.0) ** 2
+    if not total:
+        total = left = float(plan.layout.parameters)
+    elif counted:  # what no technique can shrink (attention, embeddings) stays, unless its block goes
+        rest = max(plan.layout.parameters - counted, 0.0) * total / counted
+        gone = sum(g.parameters for g in plan.layout.groups if g.kind == "block" and g.name in dropped)
+        total += rest
+        left += rest * max(1.0 - gone / max(plan.layout.parameters, 1), 0.0)
     return max(left / total, _FLOOR) if total else 1.0
 
 

@@ -1,0 +1,44 @@
+from dataclasses import replace
+
+from petra_deploy.core.plan import Group
+from petra_deploy.core.strategy import Step, Strategy
+from petra_deploy.driver.search.cost_model import CostModel, remaining_share
+from tests.unit.driver.search import simulation
+
+
+def pruned(ratio, plan):
+    return Strategy(
+        steps=(Step(technique="prune", options={"ratios": {g.name: ratio for g in plan.layout.of_kind("channels")}}),)
+    )
+
+
+def test_work_falls_with_the_square_of_the_width():
+    plan = simulation.plan()
+    assert remaining_share(Strategy(), plan) == 1.0
+    assert remaining_share(pruned(0.5, plan), plan) == 0.25
+
+
+def test_what_cannot_shrink_stays():
+    plan = simulation.plan()
+    heavier = replace(plan, layout=replace(plan.layout, parameters=16_000))  # half of it is in no group
+    assert remaining_share(pruned(0.9, heavier), heavier) > 0.5
+
+
+def test_a_dropped_block_takes_its_layers_along():
+    plan = simulation.plan()
+    groups = tuple(replace(g, name=f"block0.{g.name}") if i < 4 else g for i, g in enumerate(plan.layout.groups))
+    block = Group(name="block0", kind="block", width=1, parameters=4000, macs=0)
+    plan = replace(plan, layout=replace(plan.layout, groups=(*groups[:8], block)))
+    dropped = Strategy(steps=(Step(technique="drop_blocks", options={"blocks": ["block0"]}),))
+    assert remaining_share(dropped, plan) == 0.5
+
+
+def test_the_model_learns_from_what_trials_took():
+    plan = simulation.plan(train_seconds_per_row=1e-2)
+    cost = CostModel(plan, fixed=1.0)
+    strategy = replace(pruned(0.0, plan), steps=(Step(technique="recover", options={"epochs": 2}),))
+    before = cost.epoch_seconds(strategy)
+    slow = replace(simulation.outcome(2, 0, strategy=strategy), seconds=70.0)
+    cost.learn(replace(slow, graph=replace(slow.graph, facts={"seconds": {"recover": 60.0}})))
+    assert cost.epoch_seconds(strategy) == 3 * before
+    assert cost.fixed_seconds() == 10.0
