@@ -72,7 +72,7 @@ def test_nothing_is_left_outside_out_and_the_cache(place, optimized):
     known = {"net.py", "model.pt", "retrained.pt", "data.npz", "first", "cache", "__pycache__"}
     assert {"first", "cache"} <= {p.name for p in place.folder.iterdir()}
     made = {p.name for p in place.folder.iterdir()} - known
-    assert not {name for name in made if not name.startswith("run-")}, made
+    assert not {name for name in made if not name.startswith("run")}, made
 
 
 def test_a_finished_folder_is_not_overwritten(place, optimized):
@@ -95,9 +95,16 @@ def test_the_recipe_holds_on_the_same_and_on_a_retrained_model(place, optimized)
 
 
 def test_the_recipe_refuses_another_architecture(place, optimized):
-    (place.folder / "other.py").write_text((place.folder / "net.py").read_text().replace("64", "48"))
+    (place.folder / "run_other.py").write_text((place.folder / "net.py").read_text().replace("64", "48"))
     done = place.petra(
-        "apply", "first/bundle/strategy.json", "--model", "other.py:build", "--data", "data.npz", "--out", "run-other"
+        "apply",
+        "first/bundle/strategy.json",
+        "--model",
+        "run_other.py:build",
+        "--data",
+        "data.npz",
+        "--out",
+        "run-other",
     )
     assert done.code == 2, done.err
     assert "architecture" in done.err
