@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,12 +181,21 @@ def _lock(path: Path) -> int:
 
 
 def _check(folder: RunFolder, resume: bool) -> None:
+    if not os.access(folder.path, os.W_OK | os.X_OK):
+        raise BadInput(f"{folder.path} cannot be written: no permission", "choose another --out")
     if folder.request.exists() and not resume:
+        if not _worth_keeping(folder):  # it ended while loading: the corrected command starts over
+            folder.request.unlink()
+            shutil.rmtree(folder.logs, ignore_errors=True)
+            return
         raise BadInput(
             f"{folder.path} already holds a run", "continue it with --resume, or choose another --out for a new one"
         )
-    if not os.access(folder.path, os.W_OK | os.X_OK):
-        raise BadInput(f"{folder.path} cannot be written: no permission", "choose another --out")
+
+
+def _worth_keeping(folder: RunFolder) -> bool:
+    """Whether a run got as far as its baseline."""
+    return any(path.exists() for path in (folder.baseline, folder.study, folder.bundle, folder.path / "trials"))
 
 
 def _tidy(folder: RunFolder) -> None:

@@ -66,8 +66,11 @@ def finalists(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> t
     rest = [o for o in better if o not in chosen and upper_drop(o, 0.0) <= goal.max_drop]
     if len(chosen) < 3 and rest:
         chosen.append(min(rest, key=lambda o: upper_drop(o, 2.0)))
+    done = [o for o in outcomes if o.ok]
     if not chosen and better:
         chosen.append(min(better, key=lambda o: upper_drop(o, 0.0)))
+    elif not chosen and done:  # nothing is better than the baseline: the nearest is judged, to say how near
+        chosen.append(max(done, key=lambda o: gain(o, goal, baseline_bytes)))
     return tuple(sorted(chosen[:3], key=lambda o: -gain(o, goal, baseline_bytes)))
 
 

@@ -1,15 +1,25 @@
 """When failures say that going on is pointless."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from petra_deploy.core.outcome import Outcome
 
 _SAME_IN_A_ROW = 5
 _FIRST = 10
+_NO_GAIN = 0.97
 
 
-def broken(outcomes: Sequence[Outcome], techniques: Collection[str]) -> frozenset[str]:
-    """Those of `techniques` that failed whenever they were tried, twice at least: the next stands in."""
+def broken(
+    outcomes: Sequence[Outcome], techniques: Collection[str], gain: Callable[[Outcome], float]
+) -> frozenset[str]:
+    """Those quantizers of `techniques` that are not worth asking.
+
+    One that failed whenever it was tried, twice at least: the next stands in. And all of them where
+    the first, alone on the whole model, made it no better: on a smaller one INT8 gains less still.
+    """
+    alone = [o for o in outcomes if o.ok and [s.technique for s in o.strategy.steps] == list(techniques)[:1]]
+    if any(gain(outcome) < _NO_GAIN for outcome in alone):
+        return frozenset(techniques)
     found = set()
     for technique in techniques:
         tried = [o for o in outcomes if any(step.technique == technique for step in o.strategy.steps)]

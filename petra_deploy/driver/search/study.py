@@ -60,7 +60,7 @@ class Search:
                 genome,
                 allowance=allowance,
                 epochs=trial.user_attrs.get("epochs"),
-                broken=stopping.broken(self.outcomes, self.encoding.quantizers()),
+                broken=stopping.broken(self.outcomes, self.encoding.quantizers(), self._gain),
             )
             identity = files.canonical(strategy)
             if identity in self._known:
@@ -139,6 +139,9 @@ class Search:
 
     def _best(self) -> Outcome | None:
         return choose.best(self.outcomes, self.goal, self._bytes)
+
+    def _gain(self, outcome: Outcome) -> float:
+        return choose.gain(outcome, self.goal, self._bytes)
 
     def _left(self) -> float:
         return self.deadline - time.monotonic()

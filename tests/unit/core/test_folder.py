@@ -3,10 +3,12 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from petra_deploy.core import files
 from petra_deploy.core.errors import BadInput, OutOfDisk
 from petra_deploy.core.folder import RunFolder, default_out, full_disk_ends_the_run, open_run
 from petra_deploy.core.outcome import Budget, Failed, Outcome
@@ -55,9 +57,18 @@ def test_the_lock_is_not_inherited_by_children(tmp_path: Path) -> None:
         child.wait()
 
 
+def test_a_run_that_ended_while_loading_is_started_over(tmp_path: Path) -> None:
+    with open_run(tmp_path / "out", False) as folder:
+        folder.begin(replace(REQUEST, seed=5))
+    with open_run(tmp_path / "out", False) as folder:
+        folder.begin(REQUEST)
+        assert files.read_json(folder.request, Request) == REQUEST
+
+
 def test_a_folder_with_a_run_needs_resume(tmp_path: Path) -> None:
     with open_run(tmp_path / "out", False) as folder:
         folder.begin(REQUEST)
+        folder.trial(1)
     with pytest.raises(BadInput, match="already holds a run"), open_run(tmp_path / "out", False):
         pass
     with open_run(tmp_path / "out", True) as folder:

@@ -123,3 +123,17 @@ def test_training_that_cannot_fit_is_not_asked():
     assert [offer.technique for offer in plan.offers] == ["quantize_inc", "quantize_ort"]
     assert "--time" in plan.unavailable["prune"]
     assert affordable(simulation.plan(), 900.0) == simulation.plan()
+
+
+def test_where_int8_gains_nothing_on_the_whole_model_it_is_not_asked_again():
+    plan = simulation.plan()
+
+    def slow_integers(strategy, left):
+        found = simulation.evaluate(strategy, plan)
+        quantized = any(step.technique.startswith("quantize") for step in strategy.steps)
+        return simulation.outcome(0.6 if quantized else found.measurement.speedup.value, 0.1, strategy=strategy)
+
+    outcomes = search(trials=8, evaluate=slow_integers).run()
+    techniques = [{step.technique for step in o.strategy.steps} for o in outcomes]
+    assert "quantize_inc" in techniques[0]
+    assert not any(name.startswith("quantize") for names in techniques[1:] for name in names)
