@@ -30,7 +30,8 @@ class Strategy(Data):
 
     def describe(self) -> str:
         """One short line for tables: the techniques in their order."""
-        return " + ".join(step.technique for step in self.steps) or "as it came"
+        named = " + ".join(step.technique for step in self.steps)
+        return named or ("runtime settings" if self.runtime else "as it came")
 
 
 @dataclass(frozen=True, kw_only=True)
