@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -56,8 +57,16 @@ class Place:
         return Ran(done.returncode, done.stdout, done.stderr)
 
     def start(self, *arguments):
-        return subprocess.Popen(self.command(*arguments), cwd=self.folder, env=self.environment(), text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        """The command, running; Ctrl-C reaches it even where a background shell has it ignored."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
     def command(self, *arguments):
         return [sys.executable, "-m", "petra_deploy", *map(str, arguments)]

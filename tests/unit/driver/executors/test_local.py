@@ -103,8 +103,10 @@ def test_nothing_is_written_outside_the_store(executor, tmp_path):
     assert not canary.exists()
 
 
-def test_a_stop_while_a_job_runs_leaves_no_process_behind(executor, tmp_path):
+def test_a_stop_while_a_job_runs_leaves_no_process_behind(executor, tmp_path, request):
     """Ctrl-C arrives in the waiting driver; the child is gone before the exception is out."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     threading.Timer(8.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         executor.run(job(tmp_path, build("time.sleep(600)")))
