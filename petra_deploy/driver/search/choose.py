@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from petra_deploy.core import files
+from petra_deploy.core.drop import resolution as smallest_drop
 from petra_deploy.core.outcome import Figure, Front, Goal, Outcome
 
 _SHOWN = 5  # of the front, beside the finalists
@@ -99,6 +100,6 @@ def resolution(drop: Figure | None, error: float, rows: int) -> str:
     if drop is None or error <= 0:
         return f"the selection split has {rows} rows"
     return (
-        f"the selection split has {rows} rows: a drop is known to about ±{1.96 * error:.1f} points; "
+        f"the selection split has {rows} rows: a drop is known to about ±{smallest_drop(error):.1f} points; "
         "more rows would let the search go further"
     )

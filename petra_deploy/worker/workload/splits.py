@@ -116,14 +116,3 @@ def _counts(total: int, shares: Mapping[str, float], carry: dict[str, float]) ->
     for name in counts:
         carry[name] = wanted[name] - counts[name]
     return counts
-
-
-def random_parts(whole: Table, calibration: int) -> dict[str, Table]:
-    """Calibration, selection and test of made-up rows; nothing to train on."""
-    rows = np.arange(len(whole))
-    half = (len(whole) - calibration) // 2
-    return {
-        "calibration": whole.take(rows[:calibration]),
-        "selection": whole.take(rows[calibration : calibration + half]),
-        "test": whole.take(rows[calibration + half :]),
-    }
