@@ -95,7 +95,7 @@ for folder in ({str(store.path(add_graph(store).key))!r}, {str(store.scratch())!
     except Exception as error:
         print(type(error).__name__, error)
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout
     if told.startswith("no jail"):
         pytest.skip("this kernel has no Landlock")
     assert "True with the worker that was forked" in told
