@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 HERE = Path(__file__).resolve().parent
-EPOCHS, BATCH, RATE = 4, 32, 2e-3
+EPOCHS, BATCH, RATE = 3, 32, 2e-3
 
 
 def splits() -> dict[str, tuple[np.ndarray, np.ndarray]]:

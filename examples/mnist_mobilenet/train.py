@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from model import build
 
 HERE = Path(__file__).resolve().parent
-EPOCHS, BATCH, RATE = 10, 32, 4e-3
+EPOCHS, BATCH, RATE = 8, 32, 4e-3
 
 
 def mnist() -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-VOCABULARY, LENGTH, CLASSES = 4096, 64, 4
+VOCABULARY, LENGTH, CLASSES = 4096, 64, 9
 
 
 class Attention(nn.Module):
@@ -48,12 +48,11 @@ class Encoder(nn.Module):
         self.head = nn.Linear(width, CLASSES)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Token ids and mask (1 where a token is), whole numbers (batch, 64) -> (batch, 4) scores."""
+        """Token ids and mask (1 where a token is), whole numbers (batch, 64) -> (batch, 64, 9) scores."""
         x = self.norm(self.token(ids) + self.position(torch.arange(ids.shape[1], device=ids.device)))
         for layer in self.layers:
             x = layer(x, mask)
-        kept = mask.unsqueeze(-1).to(x.dtype)
-        return self.head((x * kept).sum(1) / kept.sum(1))
+        return self.head(x)
 
 
 def build() -> nn.Module:

@@ -7,7 +7,7 @@ by keys of the store. What a job may use up is in `limits` and takes no part in 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt
 
 from petra_deploy.core.data import Data
 from petra_deploy.core.outcome import Done, Engine, Failed, Graph, Measurement, Score
@@ -104,6 +104,7 @@ class Measure(Job[Measurement]):
     split: Split  # inputs to feed
     batches: tuple[int, ...] = (1, 16)
     rounds: Annotated[int, Ge(1)] = 3
+    seconds: Annotated[float, Gt(0)] = 0.5  # about what each engine runs in a round, at the first batch size
     seed: int = 0
 
     kind: ClassVar[str] = "measure"

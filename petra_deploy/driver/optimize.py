@@ -26,7 +26,7 @@ from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Loaded
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.bundle.manifest import Manifest
-from petra_deploy.driver.confirm import confirm
+from petra_deploy.driver.confirm import ROUNDS, confirm, round_seconds
 from petra_deploy.driver.evaluate import Case, evaluate
 from petra_deploy.driver.plan import make_plan
 from petra_deploy.driver.search import choose
@@ -66,7 +66,8 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
         outcomes = _search(request, plan, case, baseline, folder, storage, session, ship)
         session.say("measuring the finalists again, then opening the test split")
         size = baseline.engine.bytes if baseline.engine else 1
-        front = confirm(choose.finalists(outcomes, request.goal, size), request.goal, case, loaded.sealed, session)
+        finalists = choose.finalists(outcomes, request.goal, size)
+        front = confirm(finalists, request.goal, case, baseline, loaded.sealed, session)
         front = choose.with_front(front, outcomes, request.goal, size)
         return package(front, outcomes, baseline, request, folder, session, ship)
 
@@ -183,6 +184,7 @@ def _search(
     if measuring is None or baseline.engine is None or baseline.score is None:
         raise NotMet("the baseline has no figures")
     size = baseline.engine.bytes
+    racing = replace(case, batches=choose.judged_by(request.goal, case.batches))  # the finalists: at all sizes
     done: list[Outcome] = []
 
     def record(number: int, outcome: Outcome) -> None:
@@ -201,7 +203,7 @@ def _search(
 
     def one(strategy: Strategy, seconds: float) -> Outcome:
         limits = Limits(seconds=max(seconds, 0.0) + max(0.12 * session.seconds, 20.0))
-        return evaluate(strategy, FULL, case, session.run, limits)
+        return evaluate(strategy, FULL, racing, session.run, limits)
 
     earlier = folder.outcomes()
     done.extend(earlier.values())
@@ -232,7 +234,7 @@ def _fixed(baseline: Outcome) -> float:
 def _reserve(baseline: Outcome, seconds: float) -> float:
     """Seconds kept for the end: nine rounds of up to three finalists, the test split, packaging."""
     rest = baseline.seconds - FULL.rounds * baseline.round_seconds
-    return min(3 * 9 * 0.7 * baseline.round_seconds + 0.5 * rest + 5.0, 0.25 * seconds)
+    return min(3 * ROUNDS * round_seconds(baseline) + 0.5 * rest + 5.0, 0.25 * seconds)
 
 
 def package(

@@ -47,7 +47,7 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
         folder.record(0, outcome)
         if outcome.failed:
             raise from_failure(outcome.failed)
-        front = confirm([outcome], request.goal, case, loaded.sealed, session)
+        front = confirm([outcome], request.goal, case, baseline, loaded.sealed, session)
         files.write_json(folder.front, front)
         built = front.outcomes[0]
         broken = _broken(front, built, recipe.promise, request)

@@ -28,6 +28,11 @@ def gain(outcome: Outcome, goal: Goal, baseline_bytes: int) -> float:
     return figure.known()
 
 
+def judged_by(goal: Goal, batches: Sequence[int]) -> tuple[int, ...]:
+    """The batch size at which a candidate's gain is taken: the first for latency, the last for throughput."""
+    return (batches[-1 if goal.objective == "throughput" else 0],)
+
+
 def upper_drop(outcome: Outcome, margin: float) -> float:
     """The drop in points, plus `margin` of its standard errors; infinite where there is none."""
     if outcome.score is None or outcome.score.drop is None:

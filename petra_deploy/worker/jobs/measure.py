@@ -39,7 +39,7 @@ def run(job: Measure, context: Context) -> Measurement:
         before = preflight.state()
         rounds = loop.measure(
             {side: _opener(engine, context) for side, engine in engines.items()}, feeds,
-            rounds=job.rounds, seed=job.seed, threads=threads, log=context.log,
+            rounds=job.rounds, seed=job.seed, seconds=job.seconds, threads=threads, log=context.log,
         )  # fmt: skip
         after = preflight.state()
     found = figures(rounds)

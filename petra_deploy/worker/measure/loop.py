@@ -42,7 +42,6 @@ class Effort:
     fewest_runs: int
 
 
-FULL = Effort(seconds=1.2, fewest_runs=3)  # of a 15 ms engine, seven rounds are calls enough for a p99
 SHORT = Effort(seconds=0.3, fewest_runs=2)  # every batch size but the first
 SLOW_SECONDS = 0.3  # a call this long finds its caches cold in any case: runs of two will do
 
@@ -53,9 +52,11 @@ class _Interrupted(Exception):
 
 def measure(
     openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, rounds: int, seed: int,
-    threads: int = 1, log: Callable[[str], None],
+    seconds: float = 0.5, threads: int = 1, log: Callable[[str], None],
 ) -> list[Record]:  # fmt: skip
     """`rounds` rounds of the candidate against the baseline, at every batch size of `feeds`.
+
+    Each engine runs for about `seconds` a round at the first size, less at the others.
 
     `openers` make a side's engine given a seed. An interrupted round (the machine slept, the
     process was stopped) is discarded and repeated. Raises Problem when that goes on.
@@ -63,7 +64,7 @@ def measure(
     done: list[Record] = []
     for attempt in range(rounds + REPEATS):
         try:
-            done.append(one_round(openers, feeds, seed=seed * 10_007 + attempt, threads=threads))
+            done.append(one_round(openers, feeds, seed=seed * 10_007 + attempt, seconds=seconds, threads=threads))
         except _Interrupted as gap:
             log(f"round {len(done) + 1} is discarded and repeated: {gap}")
         if len(done) == rounds:
@@ -73,7 +74,8 @@ def measure(
 
 
 def one_round(
-    openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, seed: int, threads: int = 1
+    openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, seed: int,
+    seconds: float = 0.5, threads: int = 1,
 ) -> Record:  # fmt: skip
     """{"seed", "threads", "opened": order, "load_ns": {side}, "batches": {batch: {side: times, "order"}}}.
 
@@ -91,9 +93,9 @@ def one_round(
             engines[side] = openers[side](int(generator.integers(2**31)))
             load[side] = time.perf_counter_ns() - start
         asleep = _suspended()
-        batches = {}
+        batches, first = {}, Effort(seconds, fewest_runs=3)
         for index, (batch, rows) in enumerate(feeds.items()):
-            batches[str(batch)] = _batch(engines, rows, FULL if index == 0 else SHORT, generator, cpu_clock)
+            batches[str(batch)] = _batch(engines, rows, SHORT if index else first, generator, cpu_clock)
         if _suspended() - asleep > 0.1:
             raise _Interrupted("the machine slept")
     finally:

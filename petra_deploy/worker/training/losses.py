@@ -13,7 +13,9 @@ One loss for each sort of output, told from the original's outputs and the label
 |                                 |                                     | metric is a regression's |
 | whole numbers                   | nothing: no gradient passes         |                          |
 
-Labels belong to the first output. Several outputs count alike. Distillation: Hinton, Vinyals and
+Labels belong to the first output. Several outputs count alike. A negative label means "left out":
+it trains nothing, and where labels are by step or pixel, neither does the original's answer there.
+Distillation: Hinton, Vinyals and
 Dean (arXiv 1503.02531), with its factor T^2 that keeps the gradients' size.
 """
 
@@ -72,9 +74,10 @@ def distance_for(teacher: Sequence[Array], target: Array | None, metric: MetricS
             shapes = [[tuple(t.shape) for t in tensors] for tensors in (ours, theirs)]
             raise Problem("mismatch", f"the outputs have shapes {shapes[0]}, the original's {shapes[1]}")
         terms = []
-        for output, a, b in zip(outputs, ours, theirs, strict=True):
+        for index, (output, a, b) in enumerate(zip(outputs, ours, theirs, strict=True)):
             if output.sort != "whole" and weights.distil:
-                terms.append(weights.distil * from_original(output, a, b.to(a.dtype), weights.temperature))
+                judged = labels if index == 0 and output.labelled else None
+                terms.append(weights.distil * from_original(output, a, b.to(a.dtype), weights.temperature, judged))
         total = torch.stack(terms).mean() if terms else torch.zeros((), device=ours[0].device)
         if labels is not None and outputs[0].labelled and weights.labels:
             total = total + weights.labels * from_labels(outputs[0], ours[0], labels)
@@ -102,12 +105,18 @@ def describe(values: Array, target: Array | None, metric: MetricSpec) -> Output:
     return Output("values", variance=max(float(values.astype(np.float64).var()), 1e-12), labelled=same)
 
 
-def from_original(output: Output, ours: Tensor, theirs: Tensor, temperature: float) -> Tensor:
-    """Mean distance of a batch of outputs from the original's."""
+def from_original(
+    output: Output, ours: Tensor, theirs: Tensor, temperature: float, labels: Tensor | None = None
+) -> Tensor:
+    """Mean distance of a batch of outputs from the original's, without the steps that `labels` leave out."""
     if output.sort == "classes":
         p = F.log_softmax(_logits(output, theirs) / temperature, dim=output.axis)
         q = F.log_softmax(_logits(output, ours) / temperature, dim=output.axis)
-        return (p.exp() * (p - q)).sum(dim=output.axis).mean() * temperature**2
+        each = (p.exp() * (p - q)).sum(dim=output.axis)
+        if labels is not None and labels.ndim > 1:
+            counted = labels >= 0
+            return (each * counted).sum() / counted.sum().clamp_min(1) * temperature**2
+        return each.mean() * temperature**2
     if output.sort == "yes_no":
         p = torch.sigmoid(_logits(output, theirs) / temperature)
         q = _logits(output, ours) / temperature
@@ -120,7 +129,9 @@ def from_labels(output: Output, ours: Tensor, labels: Tensor) -> Tensor:
     """Mean distance of a batch of first outputs from the labels."""
     if output.sort == "classes":
         scores = _logits(output, ours).movedim(output.axis, 1)
-        return F.cross_entropy(scores, labels.long(), ignore_index=-100)
+        counted = labels >= 0
+        total = F.cross_entropy(scores, labels.long().masked_fill(~counted, -100), ignore_index=-100, reduction="sum")
+        return total / counted.sum().clamp_min(1)  # a batch without any is no reason to diverge
     labels = labels.to(ours.dtype).reshape(ours.shape)
     if output.sort == "yes_no":
         return F.binary_cross_entropy_with_logits(_logits(output, ours), labels)

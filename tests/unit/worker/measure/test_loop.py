@@ -108,7 +108,7 @@ def test_the_order_is_random_and_the_same_seed_gives_the_same(monkeypatch: pytes
 def test_slow_engines_get_fewer_calls_so_that_a_round_ends(
     seconds: dict[str, float], runs: int, calls: dict[str, int]
 ) -> None:
-    assert loop.plan(seconds, loop.FULL) == (runs, calls)
+    assert loop.plan(seconds, loop.Effort(1.2, fewest_runs=3)) == (runs, calls)
 
 
 def test_a_round_in_which_the_process_was_stopped_is_discarded_and_repeated() -> None:

@@ -115,3 +115,29 @@ def test_outputs_of_other_shapes_than_the_originals_are_a_mismatch() -> None:
 def test_outputs_of_whole_numbers_alone_cannot_be_trained_on() -> None:
     with pytest.raises(ValueError, match="no gradient"):
         distance_for([LABELS], LABELS, SPECS["accuracy"], BOTH)
+
+
+def test_what_a_negative_label_leaves_out_trains_nothing() -> None:
+    values = RNG.normal(size=(6, 7, 3)).astype(np.float32)
+    target = RNG.integers(0, 3, (6, 7))
+    target[:, 4:] = -1
+    distance = distance_for([values], target, SPECS["accuracy"], BOTH)
+    ours = torch.tensor(values[::-1].copy(), requires_grad=True)
+    loss = distance([ours], [torch.tensor(values)], torch.tensor(target))
+    loss.backward()
+    assert ours.grad is not None
+    assert ours.grad[:, 4:].abs().max() == 0
+    assert ours.grad[:, :4].abs().min() > 0
+    shorter = distance([ours[:, :4]], [torch.tensor(values[:, :4])], torch.tensor(target[:, :4]))
+    assert loss.item() == pytest.approx(shorter.item(), rel=1e-5)
+
+
+def test_rows_without_a_label_still_learn_from_the_original() -> None:
+    target = np.full(40, -1)
+    target[0] = 1
+    distance = distance_for([SCORES], target, SPECS["accuracy"], BOTH)
+    ours = torch.tensor(SCORES[::-1].copy(), requires_grad=True)
+    distance([ours[1:]], [torch.tensor(SCORES[1:])], torch.tensor(target[1:])).backward()
+    assert ours.grad is not None
+    assert torch.isfinite(ours.grad).all()
+    assert ours.grad[1:].abs().max() > 0
