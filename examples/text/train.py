@@ -79,9 +79,7 @@ def functions(path: Path) -> list[Row]:
         if len(piece) >= LENGTH // 2:
             roles = roles_of(node)
             after_def = [False, *(token.string in ("def", "class") for token in piece[:-1])]
-            labels = [
-                DEFINED if new else roles.get(t.start, LEFT_OUT) for t, new in zip(piece, after_def, strict=True)
-            ]
+            labels = [DEFINED if new else roles.get(t.start, LEFT_OUT) for t, new in zip(piece, after_def, strict=True)]
             found.append(([_word(token) for token in piece], labels))
     return found
 

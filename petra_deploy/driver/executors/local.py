@@ -188,8 +188,8 @@ class _Child:
     def _drain(self) -> None:
         """Keep the child's output, a few megabytes a job, and read on so that it never blocks."""
         assert self.process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
-            while data := os.read(self.process.stdout.fileno(), 1 << 16):
+        with self.process.stdout as pipe, contextlib.suppress(OSError, ValueError):
+            while data := os.read(pipe.fileno(), 1 << 16):
                 if self._log is None or self._written >= _LOG_CAP:
                     continue
                 data = data[: _LOG_CAP - self._written]

@@ -26,6 +26,7 @@ from petra_deploy.driver.search.encoding import Encoding
 
 Evaluate = Callable[[Strategy, float], Outcome]  # (strategy, seconds it may take)
 _EPOCHS = 3.0
+_ASKED = 4.0  # where a number of trials was asked for, each may have this much less training than it would do well with
 _DUPLICATES = 25  # asks in a row that decode to known strategies before the space counts as used up
 
 
@@ -154,7 +155,8 @@ class Search:
         """A trial's fair share of the training time that is left, seconds."""
         fixed, wanted = self.encoding.cost.fixed_seconds(), self.encoding.wanted_seconds()
         left = max(self._left(), 0.0)
-        trials = min(max(left / (fixed + wanted), 1.0), 60.0)  # fewer trials rather than useless ones
+        least = wanted if self.trials is None else wanted / _ASKED  # fewer trials rather than useless ones
+        trials = min(max(left / (fixed + least), 1.0), 60.0)
         if self.trials is not None:
             trials = min(trials, max(self.trials - len(self.outcomes), 1))
         return max(min((left - trials * fixed) / trials, 0.7 * (left - fixed), 4 * wanted), 0.0)

@@ -28,8 +28,8 @@ from petra_deploy.worker.model.quiet import cause, quiet
 from petra_deploy.worker.model.trial import Tensors, Trial
 from petra_deploy.worker.training.device import resolve
 
-SECONDS = 30.0  # for the damages of all groups together
-ROWS = 128  # most calibration rows; fewer where a forward pass is slow
+SECONDS = 15.0  # for the damages of all groups together
+ROWS = 64  # most calibration rows; fewer where a forward pass is slow
 BATCH = 32
 STEPS = 4  # training steps timed, after one that is not
 WORST = 1000.0  # a damage that is larger, or no number

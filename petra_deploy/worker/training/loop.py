@@ -5,8 +5,9 @@
     trained.losses                          # mean loss of each epoch
 
 The model is trained in place and comes back on the CPU, in eval mode, with BatchNorm statistics
-taken afresh from the training rows. On the CPU the same seed gives the same weights. Epochs may be
-a fraction: half an epoch sees half of the rows.
+taken afresh from the training rows. On the CPU the same seed gives the same weights, but for what
+the number of threads does to the rounding of sums. Epochs may be a fraction: half an epoch sees
+half of the rows.
 """
 
 import math
@@ -21,6 +22,7 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.worker.training.batchnorm import averaging, tracking
 from petra_deploy.worker.training.losses import Distance
 from petra_deploy.worker.training.samples import Batch, Rows
+from petra_deploy.worker.training.threads import chosen
 
 _WARM = 0.1  # share of the steps in which the rate rises
 _CLIP = 5.0  # largest norm of the gradients
@@ -51,7 +53,7 @@ def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, see
     losses: list[float] = []
     generator = np.random.default_rng(seed)
     cuda = [torch.cuda.current_device()] if course.device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), chosen(course.device) as threads:
         torch.manual_seed(seed)
         model.requires_grad_(True).to(course.device)
         batches = _batches(rows, size, generator, course.device, _images_last(model, rows, size, course.device))
@@ -62,7 +64,8 @@ def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, see
             part = min(per_epoch, steps - start)
             total = torch.zeros((), device=course.device)
             for _ in range(part):
-                total += _step(model, next(batches), distance, optimizer)
+                with threads.step():
+                    total += _step(model, next(batches), distance, optimizer)
                 rate.step()
             losses.append(_finite(total.item() / part, len(losses), course))
             if _worth_a_line(len(losses), math.ceil(steps / per_epoch)):
