@@ -6,7 +6,8 @@
 
 `model` is a path (any form that the command line takes) or a `torch.nn.Module` in memory; data is a
 path, a dict of arrays, an (inputs, target) pair, or a dict of splits. An object handed over here
-travels to the workers by cloudpickle: this very process vouches for it.
+travels to the workers by cloudpickle: this very process vouches for it. `metric` may be a function
+f(outputs, targets) -> float; `f.higher_is_better = False` and `f.bounded = True` say what it is.
 """
 
 import tempfile
@@ -17,6 +18,7 @@ from typing import Any
 
 from petra_deploy.core.arguments import (
     DEFAULT_SECONDS,
+    Metric,
     Objective,
     budget,
     data_source,
@@ -75,7 +77,7 @@ def optimize(
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
-    metric: str | None = None,
+    metric: Metric = None,
     max_drop: float = 1.0,
     objective: Objective = "latency",
     trials: int | None = None,
@@ -103,7 +105,7 @@ def optimize(
         request = Request(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),
-            load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric), seed=seed),
+            load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder), seed=seed),
             target=target_name(target),
             goal=goal(objective, max_drop, batches),
             budget=budget(trials, time),
@@ -128,7 +130,7 @@ def apply(
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
-    metric: str | None = None,
+    metric: Metric = None,
     max_drop: float | None = None,
     objective: Objective | None = None,
     seed: int = 0,
@@ -155,7 +157,7 @@ def apply(
         request = Request(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),
-            load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric), seed=seed),
+            load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder), seed=seed),
             target=target_name(target),
             goal=goal(objective or asked.objective, asked.max_drop if max_drop is None else max_drop, batches),
             budget=budget(1, time or 3600.0),
@@ -178,7 +180,7 @@ def inspect(
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
-    metric: str | None = None,
+    metric: Metric = None,
     on_event: OnEvent = silent,
 ) -> Inspection:
     """What form the model has, its inputs, groups, and which techniques apply and which not, and why."""
@@ -188,7 +190,7 @@ def inspect(
         request = Request(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),
-            load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric)),
+            load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder)),
             target=target_name(target),
             budget=Budget(seconds=DEFAULT_SECONDS),
         )

@@ -6,7 +6,7 @@ the run folder by cloudpickle, since this very process vouches for it.
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from petra_deploy.core.workload import DataSource, ModelSource
 
 DEFAULT_SECONDS = 900.0
 _SECONDS_A_TRIAL = 30.0  # where trials are given alone
+Metric = str | Callable[[Any, Any], float] | None
 Objective = Literal["latency", "throughput", "size"]
 
 
@@ -77,9 +78,13 @@ def _absolute_reference(reference: str) -> str:
     return reference
 
 
-def metric_name(metric: str | None) -> str | None:
+def metric_name(metric: Metric, folder: Path) -> str | None:
+    """A name, "file.py:function", or a function, which goes into the run folder."""
+    if callable(metric):
+        name = str(getattr(metric, "__name__", type(metric).__name__)).replace(":", ".")
+        return f"{_pickle(metric, folder / 'input' / 'metric.pkl')}:{name}"
     if metric is not None and not isinstance(metric, str):
-        raise BadInput("a metric is given by name", "write the function into a file: metric='file.py:function'")
+        raise BadInput(f"{metric!r} is no metric", "give a name, 'file.py:function', or f(outputs, targets) -> float")
     return _absolute_reference(metric) if metric and ":" in metric else metric
 
 

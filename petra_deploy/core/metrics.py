@@ -10,6 +10,7 @@ fits the labels; a single column is the score of class 1. What cannot be judged 
 of one sentence. Written out by hand, and compared with scikit-learn's in the tests.
 """
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
@@ -202,18 +203,22 @@ SPECS: dict[str, MetricSpec] = {name: getattr(function, "spec") for name, functi
 def find(name: str) -> tuple[MetricSpec, Metric]:
     """A metric by its name, or a user's by "file.py:function", and its spec.
 
-    A function that was not marked with `metric` counts as higher-is-better, unbounded, in need
-    of labels. Naming the file is trust in it: its code runs here. Raises BadInput.
+    A file that ends in .pkl is a function that the Python API was given. A function that was not
+    marked with `metric` counts as higher-is-better, unbounded, in need of labels. Naming the file
+    is trust in it: its code runs here. Raises BadInput.
     """
     if name in _BUILTIN:
         return SPECS[name], _BUILTIN[name]
     if ":" not in name:
         raise BadInput(f"there is no metric called {name!r}", f"known: {', '.join(_BUILTIN)}; or FILE.py:FUNCTION")
     path, _, attribute = name.rpartition(":")
-    function = getattr(_load(Path(path)), attribute, None)
+    if not Path(path).is_file():
+        raise BadInput(f"the metric's file {path} does not exist")
+    function = _unpickled(Path(path)) if path.endswith(".pkl") else getattr(_load(Path(path)), attribute, None)
     if not callable(function):
         raise BadInput(f"{path} has no function called {attribute!r}")
-    return replace(getattr(function, "spec", MetricSpec(name=name, bounded=False)), name=name), function
+    spec = getattr(function, "spec", MetricSpec(name=name, bounded=False))
+    return replace(spec, name=name, digest=hashlib.sha256(Path(path).read_bytes()).hexdigest()), function
 
 
 def get(spec: MetricSpec | str) -> Metric:
@@ -234,9 +239,13 @@ def evaluate(spec: MetricSpec | str, outputs: Outputs, targets: Outputs | None) 
     return value
 
 
+def _unpickled(path: Path) -> Any:
+    import pickle
+
+    return pickle.loads(path.read_bytes())
+
+
 def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise BadInput(f"the metric's file {path} does not exist")
     spec = importlib.util.spec_from_file_location(f"petra_metric_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise BadInput(f"the metric's file {path} is not a Python file")

@@ -39,6 +39,7 @@ class MetricSpec(Data):
     higher_is_better: bool = True
     needs_labels: bool = True
     bounded: bool = True  # by 1: a point is 0.01; otherwise 1% of the baseline's value
+    digest: str = ""  # sha256 of the user's file: changed code is another metric to the cache
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,8 +82,8 @@ def readable(request: Request) -> tuple[Path, ...]:
     if scripts or data.cloudpickled or model.cloudpickled or model.factory or model.trust:
         return (Path("/"),)
     paths = [p for p in (model.path, data.path, data.train, data.selection, data.test) if p]
-    if request.load.metric and ".py:" in request.load.metric:
-        paths.append(request.load.metric.split(":")[0])
+    if request.load.metric and ":" in request.load.metric:
+        paths.append(request.load.metric.rpartition(":")[0])
     found = []
     for path in map(Path, paths):
         found.append(path if path.is_dir() else Path(os.path.realpath(path)).parent)

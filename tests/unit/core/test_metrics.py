@@ -123,6 +123,9 @@ def test_a_users_function_is_loaded_from_its_file_with_its_neighbours(tmp_path: 
         metrics.evaluate(f"{tmp_path}/own.py:words", LOGITS, LABELS)
     with pytest.raises(ValueError, match="is nan on these rows"):
         metrics.evaluate(f"{tmp_path}/own.py:nothing", LOGITS, LABELS)
+    before = spec.digest
+    (tmp_path / "own.py").write_text((tmp_path / "own.py").read_text().replace("FACTOR *", "3 *"))
+    assert metrics.find(name)[0].digest != before  # a score that was filed is not that of the changed code
     for unknown in ("acuracy", f"{tmp_path}/own.py:missing", f"{tmp_path}/absent.py:f"):
         with pytest.raises(BadInput):
             metrics.find(unknown)
