@@ -143,21 +143,23 @@ def apply(
 ) -> Result:
     """Run the steps of a `strategy.json` on a model: the same one, or its next training.
 
-    `max_drop` and `objective` are the strategy's own where they are not given.
+    `max_drop`, `objective` and `metric` are the strategy's own where they are not given; a metric
+    that is a function is named again, since a strategy may be a stranger's.
 
     Raises NotMet where the drop or the speedup no longer holds, BadInput where the architecture
     is another one.
     """
     if not Path(strategy).is_file():
         raise BadInput(f"{strategy} does not exist", "give the strategy.json of a bundle")
-    asked = recipes.read(Path(strategy)).goal or Goal()
+    recipe = recipes.read(Path(strategy))
+    asked = recipe.goal or Goal()
     source = model_source(model, model_factory, trust, data)
     folder = out_folder(out, source, data, suffix="-applied")
     with open_run(folder, resume) as run:
         request = Request(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),
-            load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder), seed=seed),
+            load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric or recipe.known_metric(data), folder), seed=seed),
             target=target_name(target),
             goal=goal(objective or asked.objective, asked.max_drop if max_drop is None else max_drop, batches),
             budget=budget(1, time or 3600.0),

@@ -87,6 +87,20 @@ class Recipe(Data):
         return tuple(found) or (f"it has {now.parameters} parameters, not {self.architecture.parameters}",)
 
 
+    def known_metric(self, data: object) -> str | None:
+        """The metric to judge by, where none is named; None leaves it to a workload.py.
+
+        Raises BadInput for a user's own, whose code no strategy may start.
+        """
+        if self.metric is not None and ":" in self.metric:
+            if str(data).endswith(".py"):
+                return None
+            raise BadInput(
+                f"the strategy was judged by {self.metric}, which is code", "name the function again with --metric"
+            )
+        return self.metric
+
+
 def read(path: Path) -> Recipe:
     """A recipe, or a bare strategy. Raises BadInput with the file, the place and the cause."""
     data = files.parse_json(path)

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from petra_deploy.core.errors import BadInput
-from petra_deploy.core.strategy import Step
+from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.bundle import recipe
 
 
@@ -31,3 +31,12 @@ def test_what_is_no_strategy_is_refused_with_the_place(tmp_path: Path, content: 
     path.write_text(content)
     with pytest.raises(BadInput, match=said):
         recipe.read(path)
+
+
+def test_the_metric_is_kept_unless_it_is_code() -> None:
+    assert recipe.Recipe(strategy=Strategy(), metric="auc").known_metric("data.npz") == "auc"
+    assert recipe.Recipe(strategy=Strategy()).known_metric("data.npz") is None
+    own = recipe.Recipe(strategy=Strategy(), metric="/tmp/score.py:recall")
+    assert own.known_metric("workload.py") is None  # which names its own
+    with pytest.raises(BadInput, match="which is code"):
+        own.known_metric("data.npz")
