@@ -159,7 +159,9 @@ def apply(
         request = Request(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),
-            load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric or recipe.known_metric(data), folder), seed=seed),
+            load=LoadOptions(
+                inputs=tuple(inputs), metric=metric_name(metric or recipe.known_metric(data), folder), seed=seed
+            ),
             target=target_name(target),
             goal=goal(objective or asked.objective, asked.max_drop if max_drop is None else max_drop, batches),
             budget=budget(1, time or 3600.0),

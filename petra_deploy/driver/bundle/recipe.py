@@ -86,7 +86,6 @@ class Recipe(Data):
                 found.append(f"{key[0]} has {after.get(key, 'no')} {key[1]}, not {before.get(key, 'none')}")
         return tuple(found) or (f"it has {now.parameters} parameters, not {self.architecture.parameters}",)
 
-
     def known_metric(self, data: object) -> str | None:
         """The metric to judge by, where none is named; None leaves it to a workload.py.
 
