@@ -1,7 +1,7 @@
 """This machine: what it is, what it can do, and whether it is the target that a run names.
 
     target = resolve("cpu")             # a TOML of targets/, or "./my.toml"
-    if reason := absent(target): ...   # "there is no CUDA device here"
+    if reason := absent(target): ...   # "needs a CUDA device, and there is none here"
     fingerprint()                       # what every measurement is filed with
 
 Standard library only, so the driver may ask at once.
@@ -9,17 +9,18 @@ Standard library only, so the driver may ask at once.
 
 import ctypes
 import difflib
+import fnmatch
 import functools
 import os
 import platform
 import re
 import subprocess
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import metadata, resources
 from pathlib import Path
 
-from petra_deploy.core import files
+from petra_deploy.core import files, registry
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.target import Target
 
@@ -32,7 +33,15 @@ _FLAGS = {  # what a target calls an instruction set -> the kernel's names for i
     "neon": ("asimd", "neon"),
     "dotprod": ("asimddp",),
 }
+INSTRUCTIONS = tuple(_FLAGS)
 _MAC_FEATURES = {"neon": "hw.optional.neon", "dotprod": "hw.optional.arm.FEAT_DotProd", "avx2": "hw.optional.avx2_0"}
+
+
+@dataclass(frozen=True)
+class CudaDevice:
+    name: str  # "NVIDIA H100 80GB HBM3"; on Jetson the board's, since all of its chips are called "Orin"
+    compute_capability: str  # "9.0"
+    memory_bytes: int
 
 
 def resolve(name_or_path: str) -> Target:
@@ -40,34 +49,47 @@ def resolve(name_or_path: str) -> Target:
 
     Raises BadInput with the nearest names for an unknown one, and for a file that is not valid.
     """
-    if name_or_path.endswith(".toml") or os.sep in name_or_path:
-        path = Path(name_or_path).expanduser()
-    else:
-        known = targets()
-        if name_or_path not in known:
-            near = difflib.get_close_matches(name_or_path, known, n=1)
-            meant = f"did you mean {near[0]!r}? " if near else ""
-            raise BadInput(
-                f"there is no target called {name_or_path!r}", f"{meant}known: {', '.join(known)}; or ./FILE.toml"
-            )
-        path = known[name_or_path]
-    target = files.read_toml(path, Target)
+    target = files.read_toml(path_of(name_or_path), Target)
     if not target.detect:
         return target
-    memory = target.memory_gb or round(memory_bytes() / 2**30, 1)
+    memory = target.memory_gb or round(memory_bytes() / 2**30, 1) or None
     return replace(target, instructions=instructions(), memory_gb=memory)
+
+
+def path_of(name_or_path: str) -> Path:
+    """The TOML file of the target of this name; a path is itself."""
+    if name_or_path.endswith(".toml") or os.sep in name_or_path:
+        return Path(name_or_path).expanduser()
+    known = targets()
+    if name_or_path not in known:
+        near = difflib.get_close_matches(name_or_path, known, n=1)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        raise BadInput(
+            f"there is no target called {name_or_path!r}", f"{meant}known: {', '.join(known)}; or ./FILE.toml"
+        )
+    return known[name_or_path]
 
 
 def targets() -> dict[str, Path]:
     """name -> TOML file: those shipped, and those of packages (entry points `petra_deploy.target`)."""
-    found = {path.stem: path for path in sorted(files.shipped("targets").glob("*.toml"))}
+    found = {path.stem: path for path in _in(files.shipped("targets"))}
     for point in metadata.entry_points(group="petra_deploy.target"):
-        folder = Path(str(resources.files(point.value)))
-        for path in sorted(folder.glob("*.toml")):
+        try:
+            folder = Path(str(resources.files(point.value)))
+        except ImportError as error:
+            raise BadInput(
+                f"the entry point {point.name!r} names the package {point.value!r}, which cannot be imported: {error}",
+                "mend or uninstall the package that registers it",
+            ) from None
+        for path in _in(folder):
             if path.stem in found and found[path.stem] != path:
                 raise BadInput(f"two targets are called {path.stem!r}: {found[path.stem]} and {path}")
             found[path.stem] = path
     return found
+
+
+def _in(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.toml"), key=lambda path: path.stem)
 
 
 def present(target: Target) -> bool:
@@ -76,19 +98,32 @@ def present(target: Target) -> bool:
 
 
 def absent(target: Target) -> str | None:
-    """Why this machine is not the target; None where it is."""
+    """What this machine lacks to be the target, as words that follow its name; None where it is the target."""
     if target.device == "cuda":
         devices = cuda_devices()
         if not devices:
-            return f"the target {target.name} needs a CUDA device, and there is none here"
-        if target.compute_capability and target.compute_capability not in devices:
-            return (
-                f"the target {target.name} has compute capability {target.compute_capability}, "
-                f"and the devices here have {', '.join(devices)}"
-            )
+            return "needs a CUDA device, and there is none here"
+        if not any(matches(target, device) for device in devices):
+            wanted = f"compute capability {target.compute_capability or 'any'}"
+            called = f"a device called {target.device_name!r} of " if target.device_name else ""
+            here = ", ".join(f"{device.name} ({device.compute_capability})" for device in devices)
+            return f"needs {called}{wanted}, and here is {here}"
         return None
     missing = [name for name in target.instructions if name not in instructions()]
-    return f"the target {target.name} needs {', '.join(missing)}, which this processor lacks" if missing else None
+    return f"needs {', '.join(missing)}, which this processor lacks" if missing else None
+
+
+def unserved(target: Target) -> str | None:
+    """Why nothing here serves the target, in words that follow its name; None where a backend does."""
+    known = registry.names("backend")
+    return None if target.runtime in known else f"runs on {target.runtime}, for which there is no backend yet"
+
+
+def matches(target: Target, device: CudaDevice) -> bool:
+    """Whether the device is the one that the target describes."""
+    capable = target.compute_capability in (None, device.compute_capability)
+    named = fnmatch.fnmatchcase(device.name, target.device_name or "*")
+    return target.device == "cuda" and capable and named
 
 
 def fingerprint() -> dict[str, object]:
@@ -157,23 +192,28 @@ def governor() -> str:
 
 
 @functools.cache
-def cuda_devices() -> tuple[str, ...]:
-    """The compute capability of each CUDA device ("8.9"), by the driver alone: no toolkit, no torch."""
+def cuda_devices() -> tuple[CudaDevice, ...]:
+    """The CUDA devices, by the driver alone: no toolkit, no torch."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if platform.system() == "Windows" else "libcuda.so.1")
     except OSError:
         return ()
-    count, value = ctypes.c_int(), ctypes.c_int()
+    count = ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return ()
-    found = []
-    for device in range(count.value):
-        parts = []
-        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
-            if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) == 0:
-                parts.append(str(value.value))
-        found.append(".".join(parts))
-    return tuple(found)
+    return tuple(_cuda_device(driver, device) for device in range(count.value))
+
+
+def _cuda_device(driver: ctypes.CDLL, device: int) -> CudaDevice:
+    name, value, size = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_size_t()
+    capability = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
+        if driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device) == 0:
+            capability.append(str(value.value))
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+    said, board = name.value.decode(errors="replace"), _read("/proc/device-tree/model").strip("\0")
+    return CudaDevice(board if said in board else said, ".".join(capability), size.value)
 
 
 def _cpu_flags() -> frozenset[str]:

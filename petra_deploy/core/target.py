@@ -1,17 +1,19 @@
 """A target: hardware plus runtime, as `targets/<name>.toml` describes it.
 
 Nothing here is derived. The target `cpu` is this machine: its TOML says `detect = true` and
-`core/machine.py` fills in the instruction set when the file is read.
+`core/machine.py` fills in the instruction set when the file is read. What a type cannot say of a
+target (a source for each claim, peaks of listed precisions only) `core/catalogue.py` checks.
 """
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Gt, Lt
 
 from petra_deploy.core.data import Data
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "fp4"]
+Amount = Annotated[float, Gt(0), Lt(1e9)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,18 +22,23 @@ class Target(Data):
     summary: str = ""
     runtime: str  # the backend's name
     device: Literal["cpu", "cuda"]
+    device_name: str | None = None  # the driver's name of it, "*" for any letters: "NVIDIA H100 80GB HBM3"
     detect: bool = False  # this machine: instructions and memory are read from it
-    precisions: tuple[Precision, ...] = ("fp32",)
+    precisions: tuple[Precision, ...] = ("fp32",)  # that the runtime has here
+    other_runtimes: dict[str, tuple[Precision, ...]] = field(default_factory=dict)  # and their precisions
+    runtime_versions: dict[str, tuple[str, ...]] = field(default_factory=dict)  # ">=10,<11"; any range will do
     instructions: tuple[str, ...] = ()  # of a CPU: "avx2", "avx512", "vnni", "amx", "neon", "dotprod"
-    channel_step: Annotated[int, Ge(1)] = 16  # widths that run fast are multiples of this
+    channel_step: Annotated[int, Ge(1)] = 16  # widths that run fast in every precision are multiples of this
+    channel_steps: dict[Precision, Annotated[int, Ge(1)]] = field(default_factory=dict)  # and in one precision
     threads: Annotated[int, Ge(1)] = 1  # intra-op threads of the served engine
     compute_capability: str | None = None
-    sparsity: tuple[str, ...] = ()  # "2:4"
-    memory_gb: float | None = None
-    bandwidth_gb_s: float | None = None
-    peaks_tflops: dict[str, float] = field(default_factory=dict)  # per precision, dense
-    power_w: float | None = None
-    price_per_hour_usd: float | None = None
+    sparsity: tuple[Literal["2:4"], ...] = ()
+    memory_gb: Amount | None = None
+    shared_memory: bool = False  # the device and the processor share it
+    bandwidth_gb_s: Amount | None = None
+    peaks_tflops: dict[Precision, Amount] = field(default_factory=dict)  # dense; of int8, tera operations
+    power_w: Amount | None = None  # the most it draws
+    price_per_hour_usd: Amount | None = None
     sources: dict[str, str] = field(default_factory=dict)  # figure -> where it is from
 
     @property

@@ -17,7 +17,7 @@ from petra_deploy.core.errors import Interrupted, NotMet, PetraError, TargetAbse
 from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.folder import RunFolder
 from petra_deploy.core.job import Limits, Load
-from petra_deploy.core.machine import absent, resolve
+from petra_deploy.core.machine import absent, resolve, unserved
 from petra_deploy.core.outcome import Front, Goal, Outcome
 from petra_deploy.core.plan import Layout, Plan
 from petra_deploy.core.request import Request
@@ -75,8 +75,10 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
 def here(name: str) -> Target:
     """The target, if this machine has it. Raises BadInput for an unknown one, TargetAbsent otherwise."""
     target = resolve(name)
-    if why := absent(target):
-        raise TargetAbsent(f"the target {target.name} is not here: {why}", "run on the target, or choose --target cpu")
+    if why := absent(target) or unserved(target):
+        raise TargetAbsent(
+            f"the target {target.name} is not here: it {why}", "`petra-deploy targets list` shows which targets are"
+        )
     return target
 
 
