@@ -70,8 +70,8 @@ workload = _together(
                  help="accuracy, f1, auc, mse, mae, rmse, r2, cosine, agreement, or yours. Example: --metric f1"),
 )  # fmt: skip
 
-target = click.option("--target", default="cpu", show_default=True, metavar="NAME",
-                      help="Where it will run. Example: --target cpu")  # fmt: skip
+target = click.option("--target", default="cpu", show_default=True, metavar="NAME|FILE.toml",
+                      help="Where it will run, of `petra-deploy targets list`. Example: --target cpu")  # fmt: skip
 
 judgement = _together(
     target,

@@ -52,9 +52,13 @@ def print_table(front: Front, *, baseline_bytes: int | None = None, notes: Seque
 
 
 def plain(lines: Sequence[Row]) -> str:
-    """Aligned columns, two spaces apart, no colour."""
-    cells = [HEAD, *(astuple(line) for line in lines)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(HEAD))]
+    """The table without colour."""
+    return columns([HEAD, *(astuple(line) for line in lines)])
+
+
+def columns(cells: Sequence[Sequence[str]]) -> str:
+    """Aligned columns, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells)
 
 
