@@ -10,6 +10,7 @@ import pytest
 from petra_deploy.core import files
 from petra_deploy.core.machine import targets
 from petra_deploy.core.store import Store
+from petra_deploy.core.target import Target
 from petra_deploy.driver.bundle import manifest
 from petra_deploy.driver.bundle.write import write
 from petra_deploy.testing.schemas import KINDS, schema
@@ -46,6 +47,12 @@ def test_every_field_of_the_manifest_is_explained() -> None:
         if is_dataclass(kind) and kind.__module__ == manifest.__name__:
             for field in fields(kind):
                 assert f"`{field.name}`" in text, f"{kind.__name__}.{field.name}"
+
+
+def test_every_field_of_a_target_is_explained() -> None:
+    text = (DOCS / "targets.md").read_text()
+    for field in fields(Target):
+        assert f"`{field.name}`" in text, field.name
 
 
 @pytest.mark.parametrize("name", KINDS)
