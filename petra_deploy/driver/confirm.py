@@ -17,8 +17,9 @@ from petra_deploy.driver.search import choose
 from petra_deploy.driver.session import Session
 
 ROUNDS = 9  # of each finalist, where the time left allows
-_SECONDS = 1.2  # that an engine runs in each: of a 15 ms engine, seven rounds are calls enough for a p99
 _FEWEST = 7  # the interval over rounds needs four, a p99 of slow engines seven
+_SECONDS, _LONGEST = 1.2, 6.0  # that an engine runs in each
+_CALLS = 82  # in each of the fewest rounds, the first of a run among them, are enough for a p99
 
 
 def confirm(
@@ -28,9 +29,12 @@ def confirm(
     if case.baseline is None:
         raise ValueError("finalists are confirmed against a baseline")
     limits = Limits(seconds=max(session.left(), 0.15 * session.seconds, 60.0))
-    each = max(len(finalists), 1) * round_seconds(baseline)
-    rounds = min(max(int(0.8 * session.left() / each), _FEWEST), ROUNDS)
-    measured = [_measured(outcome, case, rounds, limits, session) for outcome in finalists]
+    count, affordable = max(len(finalists), 1), 0.8 * session.left()
+    seconds = _wanted(baseline)
+    if _FEWEST * count * round_seconds(baseline, seconds) > affordable:
+        seconds = _SECONDS  # of a slow engine these are too few for a p99, and its figure says so
+    rounds = min(max(int(affordable / (count * round_seconds(baseline, seconds))), _FEWEST), ROUNDS)
+    measured = [_measured(outcome, case, rounds, seconds, limits, session) for outcome in finalists]
     order = sorted(measured, key=lambda o: -choose.gain(o, goal, case.baseline.bytes if case.baseline else 1))
     reference = session.run(score_job(case.baseline, case, sealed.split, "test", None, limits))
     if isinstance(reference, Failed):
@@ -49,12 +53,18 @@ def confirm(
     return _chosen(judged, goal, case.baseline.bytes)
 
 
-def round_seconds(baseline: Outcome) -> float:
-    """What a round of one finalist is expected to take: the baseline, and something faster."""
-    return 0.7 * baseline.round_seconds + _SECONDS
+def round_seconds(baseline: Outcome, seconds: float | None = None) -> float:
+    """What a round of one finalist is expected to take: the baseline for `seconds`, and something faster."""
+    return 0.7 * baseline.round_seconds + 1.5 * ((_wanted(baseline) if seconds is None else seconds) - 0.4)
 
 
-def _measured(outcome: Outcome, case: Case, rounds: int, limits: Limits, session: Session) -> Outcome:
+def _wanted(baseline: Outcome) -> float:
+    """Seconds of an engine in a round: calls enough for a p99 in the fewest rounds, within reason."""
+    hot = baseline.measurement.candidate[0].p50.value if baseline.measurement else None
+    return min(max(_SECONDS, _CALLS * (hot or 0.0) / 1e3), _LONGEST)
+
+
+def _measured(outcome: Outcome, case: Case, rounds: int, seconds: float, limits: Limits, session: Session) -> Outcome:
     if outcome.engine is None or case.baseline is None:
         return outcome
     done = session.run(
@@ -65,7 +75,7 @@ def _measured(outcome: Outcome, case: Case, rounds: int, limits: Limits, session
             split=case.workload.selection,
             batches=case.batches,
             rounds=rounds,
-            seconds=_SECONDS,
+            seconds=seconds,
             seed=case.seed + 1,
             limits=limits,
         )

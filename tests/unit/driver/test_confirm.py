@@ -1,0 +1,102 @@
+"""Finalists are all measured before the test split is opened; the first in that order that holds there ships."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from petra_deploy.core.event import silent
+from petra_deploy.core.job import Job, Measure, Scored
+from petra_deploy.core.outcome import Done, Failed, Figure, Front, Goal, Outcome, Score
+from petra_deploy.core.store import Store
+from petra_deploy.core.strategy import Strategy
+from petra_deploy.core.workload import SealedSplit, Split
+from petra_deploy.driver.bundle.write import Shipment
+from petra_deploy.driver.confirm import ROUNDS, confirm
+from petra_deploy.driver.evaluate import Case
+from petra_deploy.driver.session import Session
+from tests.shipments import TARGET, make_shipment, ms
+
+
+class Run:
+    """Stands for the workers: speedups and test drops by the engine's key, and the jobs that came."""
+
+    def __init__(self, outcome: Outcome, speedups: dict[str, float], drops: dict[str, float]) -> None:
+        self.outcome, self.speedups, self.drops = outcome, speedups, drops
+        self.jobs: list[Job[Any]] = []
+
+    def __call__(self, job: Job[Any]) -> Done[Any] | Failed:
+        self.jobs.append(job)
+        if isinstance(job, Measure):
+            figure = Figure(value=self.speedups[job.engine.key], unit="ratio", n=job.rounds)
+            assert self.outcome.measurement
+            return Done(value=replace(self.outcome.measurement, speedups=(figure,)), seconds=1)
+        assert isinstance(job, Scored)
+        if job.split_name != "test":
+            raise AssertionError("only the test split is scored here")
+        drop = self.drops.get(job.engine.key)
+        points = Figure(value=drop, unit="points") if drop is not None else None
+        return Done(value=Score(metric="accuracy", split="test", n=10, value=0.9, outputs="o", drop=points), seconds=1)
+
+    @property
+    def measured(self) -> list[Measure]:
+        return [job for job in self.jobs if isinstance(job, Measure)]
+
+
+@pytest.fixture
+def shipment(store: Store, tmp_path: Path) -> Shipment:
+    return make_shipment(store, tmp_path)
+
+
+def judge(
+    run: Run, shipment: Shipment, store: Store, *, left: float = 600.0, p50: float = 4.0, round_seconds: float = 3.0
+) -> Front:
+    outcome = shipment.chosen
+    assert outcome.engine
+    assert outcome.measurement
+    finalists = [
+        replace(outcome, engine=replace(outcome.engine, key=key), strategy=Strategy(seed=index))
+        for index, key in enumerate(run.speedups)
+    ]
+    hot = replace(outcome.measurement.candidate[0], p50=ms(p50))
+    baseline = replace(
+        outcome, measurement=replace(outcome.measurement, candidate=(hot,)), round_seconds=round_seconds
+    )  # fmt: skip
+    split = Split(key="rows", rows=10, labelled=True)
+    case = Case(
+        workload=shipment.workload, target=TARGET, batches=(1, 16), baseline=replace(outcome.engine, key="baseline")
+    )
+    session = Session(
+        store=store, run=run, on_event=silent, started=time.monotonic(), seconds=left, jailed=lambda: None
+    )  # fmt: skip
+    return confirm(finalists, Goal(max_drop=1.0), case, baseline, SealedSplit(split=split), session)
+
+
+def test_the_fastest_that_holds_on_the_test_split_ships(shipment: Shipment, store: Store) -> None:
+    run = Run(shipment.chosen, {"a": 5.0, "b": 9.0, "c": 7.0}, {"a": 0.1, "b": 1.6, "c": 0.9})
+    front = judge(run, shipment, store)
+    assert [o.engine.key for o in front.outcomes if o.engine] == ["b", "c", "a"]
+    assert front.chosen is not None
+    assert front.chosen.engine
+    assert front.chosen.engine.key == "c"
+    kinds = [job.kind for job in run.jobs]
+    assert kinds == ["measure"] * 3 + ["score"] * 4  # the baseline first
+
+
+def test_where_none_holds_the_nearest_is_named(shipment: Shipment, store: Store) -> None:
+    front = judge(Run(shipment.chosen, {"a": 5.0, "b": 9.0}, {"a": 1.2, "b": 4.0}), shipment, store)
+    assert front.chosen is None
+    assert "5.00x, but drops 1.20 points" in front.why
+
+
+def test_a_slow_engine_runs_long_enough_for_a_p99_where_the_time_allows(shipment: Shipment, store: Store) -> None:
+    speedups, drops = {"a": 5.0}, {"a": 0.0}
+    for p50, left, seconds in ((4.0, 600.0, 1.2), (50.0, 600.0, 4.1), (500.0, 600.0, 6.0), (50.0, 20.0, 1.2)):
+        run = Run(shipment.chosen, speedups, drops)
+        judge(run, shipment, store, p50=p50, left=left)
+        (job,) = run.measured
+        assert job.seconds == pytest.approx(seconds)
+        assert job.batches == (1, 16)
+        assert job.rounds == (ROUNDS if left > 100 else 7)
