@@ -25,7 +25,7 @@ wrong.bounded = True
 
 if __name__ == "__main__":
     result = petra_deploy.optimize(model, data=data, target="cpu", max_drop=5.0, metric=wrong, trials=2, time="60s",
-                                   out="from-python")
+                                   out="run-python")
     (answer,) = petra_deploy.load_bundle(result.bundle).run({"image": data["image"][:8]}).values()
     print(json.dumps({"shape": answer.shape, "trials": len(result.trials), "front": len(result.front.outcomes),
                       "metric": result.manifest.metric.name, "baseline": result.manifest.metric.baseline,
@@ -34,8 +34,8 @@ if __name__ == "__main__":
 
 
 def test_a_model_data_and_metric_in_memory(place):
-    (place.folder / "script.py").write_text(SCRIPT)
-    done = subprocess.run([sys.executable, "script.py"], cwd=place.folder, env=place.environment(), capture_output=True,
+    (place.folder / "run_python.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "run_python.py"], cwd=place.folder, env=place.environment(), capture_output=True,
                           text=True, timeout=300, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
