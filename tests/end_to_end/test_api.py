@@ -34,8 +34,8 @@ if __name__ == "__main__":
 
 
 def test_a_model_data_and_metric_in_memory(place):
-    (place.folder / "run_python.py").write_text(SCRIPT)
-    done = subprocess.run([sys.executable, "run_python.py"], cwd=place.folder, env=place.environment(), capture_output=True,
+    (place.folder / "run.py").write_text(SCRIPT)
+    done = subprocess.run([sys.executable, "run.py"], cwd=place.folder, env=place.environment(), capture_output=True,
                           text=True, timeout=300, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
