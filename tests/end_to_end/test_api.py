@@ -48,7 +48,9 @@ def test_a_model_data_and_metric_in_memory(place):
 
 
 def test_what_is_no_metric_is_refused(place):
-    script = 'import petra_deploy\npetra_deploy.optimize("model.pt", model_factory="net.py:build", metric=3)'
+    script = (
+        'import petra_deploy\npetra_deploy.optimize("model.pt", model_factory="net.py:build", metric=3, out="run-x")'
+    )
     done = subprocess.run([sys.executable, "-c", script], cwd=place.folder, env=place.environment(),
                           capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
     assert "3 is no metric" in done.stderr
