@@ -12,6 +12,7 @@ of one sentence. Written out by hand, and compared with scikit-learn's in the te
 
 import hashlib
 import importlib.util
+import pickle
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -240,8 +241,6 @@ def evaluate(spec: MetricSpec | str, outputs: Outputs, targets: Outputs | None) 
 
 
 def _unpickled(path: Path) -> Any:
-    import pickle
-
     return pickle.loads(path.read_bytes())
 
 

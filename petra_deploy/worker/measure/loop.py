@@ -56,10 +56,9 @@ def measure(
 ) -> list[Record]:  # fmt: skip
     """`rounds` rounds of the candidate against the baseline, at every batch size of `feeds`.
 
-    Each engine runs for about `seconds` a round at the first size, less at the others.
-
-    `openers` make a side's engine given a seed. An interrupted round (the machine slept, the
-    process was stopped) is discarded and repeated. Raises Problem when that goes on.
+    Each engine runs for about `seconds` a round at the first size, less at the others. `openers`
+    make a side's engine given a seed. An interrupted round (the machine slept, the process was
+    stopped) is discarded and repeated. Raises Problem when that goes on.
     """
     done: list[Record] = []
     for attempt in range(rounds + REPEATS):
@@ -75,7 +74,7 @@ def measure(
 
 def one_round(
     openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, seed: int,
-    seconds: float = 0.5, threads: int = 1,
+    seconds: float, threads: int = 1,
 ) -> Record:  # fmt: skip
     """{"seed", "threads", "opened": order, "load_ns": {side}, "batches": {batch: {side: times, "order"}}}.
 

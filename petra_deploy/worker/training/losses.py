@@ -15,8 +15,8 @@ One loss for each sort of output, told from the original's outputs and the label
 
 Labels belong to the first output. Several outputs count alike. A negative label means "left out":
 it trains nothing, and where labels are by step or pixel, neither does the original's answer there.
-Distillation: Hinton, Vinyals and
-Dean (arXiv 1503.02531), with its factor T^2 that keeps the gradients' size.
+Distillation: Hinton, Vinyals and Dean (arXiv 1503.02531), with its factor T^2 that keeps the
+gradients' size.
 """
 
 from collections.abc import Callable, Sequence
