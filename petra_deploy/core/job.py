@@ -106,6 +106,7 @@ class Measure(Job[Measurement]):
     rounds: Annotated[int, Ge(1)] = 3
     seconds: Annotated[float, Gt(0)] = 0.5  # about what each engine runs in a round, at the first batch size
     seed: int = 0
+    earlier: Measurement | None = None  # of the same two engines: its rounds and these make one measurement
 
     kind: ClassVar[str] = "measure"
     answer: ClassVar[type] = Measurement

@@ -1,5 +1,9 @@
 """The finalists, measured again side by side, then judged on the test split, opened this once.
 
+Side by side means in turns: one round of each finalist, each in a process of its own, then the next
+round of each. Rounds of one process agree better with each other than with those of the next one
+(docs/measurements.md, "Rounds and processes"), so an interval over them would be too narrow.
+
 The order in which they will be judged is fixed by the measurement, before the test split is
 opened; the first whose drop there is within the limit ships.
 """
@@ -9,7 +13,7 @@ from dataclasses import replace
 
 from petra_deploy.core.errors import OutOfDisk
 from petra_deploy.core.job import Limits, Measure
-from petra_deploy.core.outcome import Failed, Front, Goal, Outcome
+from petra_deploy.core.outcome import Failed, Front, Goal, Measurement, Outcome
 from petra_deploy.core.strategy import Fidelity
 from petra_deploy.core.workload import SealedSplit
 from petra_deploy.driver.evaluate import Case, score_job
@@ -19,6 +23,7 @@ from petra_deploy.driver.session import Session
 ROUNDS = 9  # of each finalist, where the time left allows
 _FEWEST = 7  # the interval over rounds needs four, a p99 of slow engines seven
 _SECONDS, _LONGEST = 1.2, 6.0  # that an engine runs in each
+_PROCESS = 0.8  # seconds to start one and have it import the runtime
 _CALLS = 82  # in each of the fewest rounds, the first of a run among them, are enough for a p99
 
 
@@ -29,12 +34,7 @@ def confirm(
     if case.baseline is None:
         raise ValueError("finalists are confirmed against a baseline")
     limits = Limits(seconds=max(session.left(), 0.15 * session.seconds, 60.0))
-    count, affordable = max(len(finalists), 1), 0.8 * session.left()
-    seconds = _wanted(baseline)
-    if _FEWEST * count * round_seconds(baseline, seconds) > affordable:
-        seconds = _SECONDS  # of a slow engine these are too few for a p99, and its figure says so
-    rounds = min(max(int(affordable / (count * round_seconds(baseline, seconds))), _FEWEST), ROUNDS)
-    measured = [_measured(outcome, case, rounds, seconds, limits, session) for outcome in finalists]
+    measured = _in_turns(list(finalists), case, baseline, limits, session)
     order = sorted(measured, key=lambda o: -choose.gain(o, goal, case.baseline.bytes if case.baseline else 1))
     reference = session.run(score_job(case.baseline, case, sealed.split, "test", None, limits))
     if isinstance(reference, Failed):
@@ -55,7 +55,8 @@ def confirm(
 
 def round_seconds(baseline: Outcome, seconds: float | None = None) -> float:
     """What a round of one finalist is expected to take: the baseline for `seconds`, and something faster."""
-    return 0.7 * baseline.round_seconds + 1.5 * ((_wanted(baseline) if seconds is None else seconds) - 0.4)
+    wanted = _wanted(baseline) if seconds is None else seconds
+    return 0.7 * baseline.round_seconds + 1.5 * (wanted - 0.4) + _PROCESS
 
 
 def _wanted(baseline: Outcome) -> float:
@@ -64,27 +65,43 @@ def _wanted(baseline: Outcome) -> float:
     return min(max(_SECONDS, _CALLS * (hot or 0.0) / 1e3), _LONGEST)
 
 
-def _measured(outcome: Outcome, case: Case, rounds: int, seconds: float, limits: Limits, session: Session) -> Outcome:
-    if outcome.engine is None or case.baseline is None:
-        return outcome
-    done = session.run(
-        Measure(
-            engine=outcome.engine,
-            baseline=case.baseline,
-            target=case.target,
-            split=case.workload.selection,
-            batches=case.batches,
-            rounds=rounds,
-            seconds=seconds,
-            seed=case.seed + 1,
-            limits=limits,
-        )
-    )
-    if isinstance(done, Failed):
-        if done.kind == "disk":
-            raise OutOfDisk(done.reason, "free some space and run again with --resume")
-        return replace(outcome, failed=done)
-    return replace(outcome, measurement=done.value, fidelity=Fidelity(rounds=rounds))
+def _in_turns(
+    finalists: list[Outcome], case: Case, baseline: Outcome, limits: Limits, session: Session
+) -> list[Outcome]:
+    """Each with the figures of all its rounds; one that fails in any round has failed."""
+    affordable, count, seconds = 0.8 * session.left(), max(len(finalists), 1), _wanted(baseline)
+    if _FEWEST * count * round_seconds(baseline, seconds) > affordable:
+        seconds = _SECONDS  # of a slow engine these are too few for a p99, and its figure says so
+    rounds = min(max(int(affordable / (count * round_seconds(baseline, seconds))), _FEWEST), ROUNDS)
+    so_far: list[Measurement | None] = [None] * len(finalists)
+    for turn in range(rounds):
+        for index, outcome in enumerate(finalists):
+            if outcome.engine is None or case.baseline is None or outcome.failed:
+                continue
+            done = session.run(
+                Measure(
+                    engine=outcome.engine,
+                    baseline=case.baseline,
+                    target=case.target,
+                    split=case.workload.selection,
+                    batches=case.batches,
+                    rounds=1,
+                    seconds=seconds,
+                    seed=case.seed + 1 + turn,
+                    earlier=so_far[index],
+                    limits=limits,
+                )
+            )
+            if not isinstance(done, Failed):
+                so_far[index] = done.value
+            elif done.kind == "disk":
+                raise OutOfDisk(done.reason, "free some space and run again with --resume")
+            else:
+                finalists[index] = replace(outcome, failed=done)
+    return [
+        replace(outcome, measurement=found, fidelity=Fidelity(rounds=rounds)) if found and outcome.ok else outcome
+        for outcome, found in zip(finalists, so_far, strict=True)
+    ]
 
 
 def _chosen(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:

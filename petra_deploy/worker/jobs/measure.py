@@ -29,24 +29,34 @@ _FEEDS = 4  # different feeds of a batch size, served in turn
 
 
 def run(job: Measure, context: Context) -> Measurement:
-    """Figures of both engines, at each batch size. Raises Problem where an engine cannot run."""
+    """Figures of both engines, at each batch size. Raises Problem where an engine cannot run.
+
+    With `job.earlier` they are figures of its rounds and the new ones together.
+    """
     engines = {"candidate": job.engine, "baseline": job.baseline}
+    earlier = _earlier(job, context)
     samples = Samples.open(context.store.path(job.split.key))
     feeds = {batch: make_feeds(samples, job.engine, batch) for batch in batch_sizes(job)}
     threads = max(_threads(engine) for engine in engines.values())
     with exclusive(context.store.root, job.target.device, context.log), preflight.pinned(threads) as core:
-        peak = _peak(job.engine, feeds[next(iter(feeds))], context)  # first: no engine is open yet
+        if job.earlier is not None:
+            peak = job.earlier.peak_memory
+        else:
+            peak = _peak(job.engine, feeds[next(iter(feeds))], context)  # first: no engine is open yet
         before = preflight.state()
-        rounds = loop.measure(
+        measured = loop.measure(
             {side: _opener(engine, context) for side, engine in engines.items()}, feeds,
             rounds=job.rounds, seed=job.seed, seconds=job.seconds, threads=threads, log=context.log,
         )  # fmt: skip
         after = preflight.state()
+    rounds = [*earlier.get("rounds", []), *measured]
+    sitting = {"seed": job.seed, "rounds": len(measured), "core": core, "before": before, "after": after}
+    sittings = [*earlier.get("sittings", []), sitting]
     found = figures(rounds)
-    surroundings: dict[str, object] = {**machine.fingerprint(), "core": core, "before": before, "after": after}
+    fingerprint = machine.fingerprint()
     record = {
         "schema": "petra-deploy/rounds/1", "candidate": job.engine.key, "baseline": job.baseline.key,
-        "seed": job.seed, "machine": surroundings, "rounds": rounds,
+        "machine": fingerprint, "sittings": sittings, "rounds": rounds,
     }  # fmt: skip
     key = context.store.add(lambda folder: (folder / "rounds.json").write_text(json.dumps(files.plain(record))))
     return Measurement(
@@ -56,9 +66,19 @@ def run(job: Measure, context: Context) -> Measurement:
         load=found.load,
         peak_memory=peak,
         rounds=key,
-        machine={**surroundings, "drift": drift(rounds)},
-        warnings=(*preflight.warnings(before, after), *found.warnings),
+        machine={**fingerprint, "sittings": sittings, "drift": drift(rounds)},
+        warnings=(*preflight.warnings(sittings[0]["before"], after), *found.warnings),
     )
+
+
+def _earlier(job: Measure, context: Context) -> dict[str, Any]:
+    """The record that `job` goes on with, or an empty one."""
+    if job.earlier is None:
+        return {}
+    record: dict[str, Any] = json.loads((context.store.path(job.earlier.rounds) / "rounds.json").read_text())
+    if (record["candidate"], record["baseline"]) != (job.engine.key, job.baseline.key):
+        raise ValueError("earlier rounds are of other engines")
+    return record
 
 
 def batch_sizes(job: Measure) -> tuple[int, ...]:

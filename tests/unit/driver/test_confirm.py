@@ -26,11 +26,15 @@ class Run:
     def __init__(self, outcome: Outcome, speedups: dict[str, float], drops: dict[str, float]) -> None:
         self.outcome, self.speedups, self.drops = outcome, speedups, drops
         self.jobs: list[Job[Any]] = []
+        self.breaks_in = ("", 0)  # an engine, and the turn in which it fails
 
     def __call__(self, job: Job[Any]) -> Done[Any] | Failed:
         self.jobs.append(job)
         if isinstance(job, Measure):
-            figure = Figure(value=self.speedups[job.engine.key], unit="ratio", n=job.rounds)
+            if job.engine.key == self.breaks_in[0] and self.turns(job.engine.key) == self.breaks_in[1]:
+                return Failed(job="measure", kind="crash", reason="it broke")
+            before = job.earlier.speedup.n if job.earlier else 0
+            figure = Figure(value=self.speedups[job.engine.key], unit="ratio", n=before + job.rounds)
             assert self.outcome.measurement
             return Done(value=replace(self.outcome.measurement, speedups=(figure,)), seconds=1)
         assert isinstance(job, Scored)
@@ -39,6 +43,9 @@ class Run:
         drop = self.drops.get(job.engine.key)
         points = Figure(value=drop, unit="points") if drop is not None else None
         return Done(value=Score(metric="accuracy", split="test", n=10, value=0.9, outputs="o", drop=points), seconds=1)
+
+    def turns(self, key: str) -> int:
+        return sum(job.engine.key == key for job in self.measured)
 
     @property
     def measured(self) -> list[Measure]:
@@ -82,7 +89,30 @@ def test_the_fastest_that_holds_on_the_test_split_ships(shipment: Shipment, stor
     assert front.chosen.engine
     assert front.chosen.engine.key == "c"
     kinds = [job.kind for job in run.jobs]
-    assert kinds == ["measure"] * 3 + ["score"] * 4  # the baseline first
+    assert kinds == ["measure"] * 3 * ROUNDS + ["score"] * 4  # the baseline first
+
+
+def test_finalists_are_measured_in_turns_and_each_round_in_a_process_of_its_own(
+    shipment: Shipment, store: Store
+) -> None:
+    run = Run(shipment.chosen, {"a": 5.0, "b": 9.0, "c": 7.0}, {"a": 0.1, "b": 0.1, "c": 0.1})
+    front = judge(run, shipment, store)
+    assert [job.engine.key for job in run.measured] == ["a", "b", "c"] * ROUNDS
+    assert {job.rounds for job in run.measured} == {1}
+    assert len({job.seed for job in run.measured}) == ROUNDS
+    assert [o.measurement.speedup.n for o in front.outcomes if o.measurement] == [ROUNDS] * 3
+
+
+def test_a_finalist_that_fails_in_a_later_round_has_failed(shipment: Shipment, store: Store) -> None:
+    run = Run(shipment.chosen, {"a": 5.0, "b": 9.0}, {"a": 0.1, "b": 0.1})
+    run.breaks_in = ("b", 4)
+    front = judge(run, shipment, store)
+    assert front.chosen is not None
+    assert front.chosen.engine
+    assert front.chosen.engine.key == "a"
+    (failed,) = [o for o in front.outcomes if o.failed]
+    assert str(failed.failed) == "measure: it broke"
+    assert run.turns("b") == 4
 
 
 def test_where_none_holds_the_nearest_is_named(shipment: Shipment, store: Store) -> None:
@@ -96,7 +126,7 @@ def test_a_slow_engine_runs_long_enough_for_a_p99_where_the_time_allows(shipment
     for p50, left, seconds in ((4.0, 600.0, 1.2), (50.0, 600.0, 4.1), (500.0, 600.0, 6.0), (50.0, 20.0, 1.2)):
         run = Run(shipment.chosen, speedups, drops)
         judge(run, shipment, store, p50=p50, left=left)
-        (job,) = run.measured
-        assert job.seconds == pytest.approx(seconds)
-        assert job.batches == (1, 16)
-        assert job.rounds == (ROUNDS if left > 100 else 7)
+        assert len(run.measured) == (ROUNDS if left > 100 else 7)
+        for job in run.measured:
+            assert job.seconds == pytest.approx(seconds)
+            assert job.batches == (1, 16)

@@ -54,8 +54,22 @@ def test_every_figure_can_be_made_again_from_the_rounds_that_are_kept(store: Sto
     assert again.speedups == found.speedups
     assert again.candidate == found.candidate
     assert record["schema"] == "petra-deploy/rounds/1"
-    assert record["seed"] == 5
+    assert [(one["seed"], one["rounds"]) for one in record["sittings"]] == [(5, 2)]
     assert record["machine"]["cpu"] == found.machine["cpu"]
+
+
+def test_rounds_of_several_sittings_make_one_measurement(store: Store) -> None:
+    small, large = engine(store, 4), engine(store, 8)
+    first = measure(store, small, large, rounds=2, batches=(1,), seed=5)
+    both = measure(store, small, large, rounds=3, batches=(1,), seed=6, earlier=first)
+    one, two = (json.loads((store.path(key) / "rounds.json").read_text()) for key in (first.rounds, both.rounds))
+    assert two["rounds"][:2] == one["rounds"]
+    assert figures(two["rounds"]).speedups == both.speedups
+    assert both.speedup.n == 5
+    assert [(each["seed"], each["rounds"]) for each in two["sittings"]] == [(5, 2), (6, 3)]
+    assert both.peak_memory == first.peak_memory
+    with pytest.raises(ValueError, match="of other engines"):
+        measure(store, large, small, rounds=1, batches=(1,), earlier=first)
 
 
 def test_the_answer_survives_json(store: Store) -> None:
