@@ -5,6 +5,7 @@ from typing import Generic, Literal, TypeVar
 
 from petra_deploy.core.data import Data
 from petra_deploy.core.strategy import Fidelity, Strategy
+from petra_deploy.core.target import Precision
 from petra_deploy.core.workload import Signature
 
 Origin = Literal["measured", "predicted", "counted"]
@@ -37,12 +38,27 @@ class Figure(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Work(Data):
+    """What one operator of a graph has to do in a call with one row. Counted, never timed."""
+
+    op: str
+    macs: float  # multiply-accumulates
+    weight_bytes: float
+    activation_bytes: float  # read and written
+    precision: Precision
+    inner: int = 0  # the width summed over, of a layer with weights
+    outer: int = 0  # and the width put out
+    joined: bool = False  # works element by element on what an operator before it hands it
+
+
+@dataclass(frozen=True, kw_only=True)
 class Graph(Data):
     """An exported ONNX model in the store: the entry holds `model.onnx`."""
 
     key: str
     signature: Signature
     bytes: int
+    work: tuple[Work, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)  # by technique; opset; parity; seconds
 
 

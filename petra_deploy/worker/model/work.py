@@ -1,0 +1,186 @@
+"""What each operator of an ONNX graph has to do: multiply-accumulates, and bytes read and written.
+
+    count(path, feeds)          # (Work(op="Conv", macs=4.7e6, ...), ...)
+
+Shapes and types are those of a real run in which every value between operators is looked at, so
+whatever ONNX Runtime runs is counted. Nothing is timed here. Operators that only rename or that
+every runtime folds into a neighbour (Reshape; Quantize- and DequantizeLinear beside an integer
+operator) have no work. Counting of multiply-accumulates: as in FLOP counts of papers, halved.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from petra_deploy.core.errors import Problem
+from petra_deploy.core.outcome import Work
+from petra_deploy.core.target import Precision
+from petra_deploy.worker.model.quiet import cause
+
+Array = NDArray[Any]
+
+_FREE = frozenset(
+    ("Constant", "Shape", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Dropout",
+     "QuantizeLinear", "DequantizeLinear")
+)  # fmt: skip
+_POINTWISE = frozenset(
+    ("Relu", "Clip", "LeakyRelu", "PRelu", "Elu", "Selu", "HardSigmoid", "HardSwish", "Sigmoid", "Tanh", "Gelu", "Erf",
+     "Softplus", "Mish", "Add", "Sub", "Mul", "Div", "Neg", "Abs", "Sqrt", "Pow", "Exp", "Log", "Min", "Max", "Where",
+     "Cast", "BatchNormalization")
+)  # fmt: skip
+_RECURRENT = {"LSTM": 4, "GRU": 3, "RNN": 1, "DynamicQuantizeLSTM": 4}  # gates
+_INTEGER_MATMUL = ("MatMulInteger", "DynamicQuantizeMatMul", "MatMulIntegerToFloat")
+_INTEGER = frozenset((*_INTEGER_MATMUL, "ConvInteger", "DynamicQuantizeLSTM"))
+_MATMUL = frozenset(("MatMul", "Gemm", "FusedMatMul", "FusedGemm", *_INTEGER_MATMUL))
+_CONV = frozenset(["Conv", "ConvTranspose", "ConvInteger"])
+_BY_TYPE: dict[str, Precision] = {"float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
+
+
+def count(path: Path, feeds: Mapping[str, Array]) -> tuple[Work, ...]:
+    """The work of one call with `feeds`, an operator an entry, in the graph's order.
+
+    Raises Problem("mismatch") where ONNX Runtime does not run the file.
+    """
+    model = onnx.load(str(path))
+    values = _values(model, feeds)
+    graph = model.graph
+    made = {name: node for node in graph.node for name in node.output}
+    used: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            used.setdefault(name, []).append(node)
+    weights = {tensor.name for tensor in graph.initializer}
+    counter = _Counter(values, made, used, weights)
+    return tuple(counter.work(node) for node in graph.node if node.op_type not in _FREE)
+
+
+class _Counter:
+    def __init__(
+        self, values: Mapping[str, Array], made: Mapping[str, onnx.NodeProto],
+        used: Mapping[str, Sequence[onnx.NodeProto]], weights: set[str],
+    ) -> None:  # fmt: skip
+        self.values, self.made, self.used, self.weights = values, made, used, weights
+
+    def work(self, node: onnx.NodeProto) -> Work:
+        sources = [self._read(name) for name in node.input if name]
+        constant = [name in self.weights for name in sources]
+        held = sum(self._bytes(name) for name, is_constant in zip(sources, constant, strict=True) if is_constant)
+        read = sum(self._bytes(name) for name, is_constant in zip(sources, constant, strict=True) if not is_constant)
+        written = sum(self._written(name) for name in node.output if name)
+        if node.op_type == "Gather":
+            held, read = (min(held, written), read) if held else (0.0, min(read, written))  # of a table, the rows taken
+        macs, inner, outer = self._macs(node)
+        return Work(
+            op=node.op_type if not self._depthwise(node) else "DepthwiseConv", macs=macs, weight_bytes=held,
+            activation_bytes=read + written, precision=self._precision(node, sources), inner=inner, outer=outer,
+            joined=self._joined(node),
+        )  # fmt: skip
+
+    def _read(self, name: str) -> str:
+        """The value that is really read: the integers behind a DequantizeLinear, and what was only renamed."""
+        while (node := self.made.get(name)) is not None and node.op_type in _FREE and node.input:
+            if node.op_type == "QuantizeLinear":
+                break
+            name = node.input[0]
+            if node.op_type == "DequantizeLinear":
+                break
+        return name
+
+    def _written(self, name: str) -> float:
+        """Bytes of an output; of its integers where those alone are read."""
+        readers = self.used.get(name, [])
+        if readers and all(reader.op_type == "QuantizeLinear" for reader in readers):
+            return self._bytes(readers[0].output[0])
+        return self._bytes(name)
+
+    def _bytes(self, name: str) -> float:
+        value = self.values.get(name)
+        return float(value.nbytes) if value is not None else 0.0
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        value = self.values.get(name)
+        return value.shape if value is not None else ()
+
+    def _precision(self, node: onnx.NodeProto, sources: Sequence[str]) -> Precision:
+        if node.op_type in _INTEGER:
+            return "int8"
+        kinds = [str(self.values[name].dtype) for name in sources[:2] if name in self.values]
+        found = {_BY_TYPE.get(kind, "fp32") for kind in kinds}
+        return found.pop() if len(found) == 1 else "fp32"
+
+    def _depthwise(self, node: onnx.NodeProto) -> bool:
+        return node.op_type in _CONV and _attribute(node, "group", 1) > 1
+
+    def _joined(self, node: onnx.NodeProto) -> bool:
+        """Whether it works element by element on what one computing operator alone hands it."""
+        if node.op_type not in _POINTWISE:
+            return False
+        for name in node.input:
+            before = self.made.get(self._through(name))
+            if before is not None and before.op_type in (_CONV | _MATMUL | _POINTWISE):
+                return True
+        return False
+
+    def _through(self, name: str) -> str:
+        """Behind DequantizeLinear(QuantizeLinear(x)): x."""
+        for kind in ("DequantizeLinear", "QuantizeLinear"):
+            node = self.made.get(name)
+            if node is not None and node.op_type == kind:
+                name = node.input[0]
+        return name
+
+    def _macs(self, node: onnx.NodeProto) -> tuple[float, int, int]:
+        """Multiply-accumulates, and the widths summed over and put out; (0, 0, 0) of what has none."""
+        shapes = [self._shape(name) for name in node.input]
+        result = self._shape(node.output[0]) if node.output[0] else ()
+        if node.op_type in _CONV and len(shapes) > 1 and len(shapes[1]) > 2:
+            kernel = shapes[1]
+            taps = math.prod(kernel[2:])
+            if node.op_type == "ConvTranspose":
+                return math.prod(shapes[0]) * kernel[1] * taps, kernel[0], kernel[1] * _attribute(node, "group", 1)
+            return math.prod(result) * kernel[1] * taps, kernel[1] * taps, kernel[0]
+        if node.op_type in _MATMUL and len(shapes) > 1 and shapes[0] and shapes[1]:
+            inner = shapes[0][0 if node.op_type in ("Gemm", "FusedGemm") and _attribute(node, "transA", 0) else -1]
+            return math.prod(result) * inner, inner, result[-1] if result else 1
+        if node.op_type in _RECURRENT:
+            hidden = _attribute(node, "hidden_size", 1)
+            steps, batch, width = shapes[0] if len(shapes[0]) == 3 else (1, 1, 1)
+            directions = 2 if _attribute(node, "direction", b"forward") == b"bidirectional" else 1
+            each = _RECURRENT[node.op_type] * hidden * (width + hidden) * directions
+            return steps * batch * each, width + hidden, hidden
+        if node.op_type == "Einsum":
+            widest = max((math.prod(shape) for shape in shapes if shape), default=0)
+            return float(widest * (result[-1] if result else 1)), 1, result[-1] if result else 1
+        return 0.0, 0, 0
+
+
+def _values(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Every value of the graph in one run, optimizations off."""
+    import onnxruntime
+
+    asked = onnx.ModelProto()
+    asked.CopyFrom(model)
+    given = {output.name for output in asked.graph.output}
+    for node in asked.graph.node:
+        asked.graph.output.extend(onnx.ValueInfoProto(name=name) for name in node.output if name and name not in given)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        session = onnxruntime.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        found = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    except Exception as error:
+        raise Problem("mismatch", f"ONNX Runtime does not run the exported file: {cause(error)}") from error
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    return {**constants, **feeds, **{name: value for name, value in found.items() if isinstance(value, np.ndarray)}}
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
+    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
