@@ -28,7 +28,8 @@ Record = dict[str, Any]
 SIDES = ("candidate", "baseline")
 
 CALLS = 200  # hot calls of an engine in a round, where time permits
-RUN_CALLS, RUN_SECONDS = 10, 5e-3  # a run is at least both
+RUN_CALLS, RUN_SECONDS = 10, 40e-3  # a run is at least both: shorter ones still feel the other engine's caches
+_IN_RUNS = 0.4  # of the seconds an engine gets, where its runs last RUN_SECONDS only
 WARM_CALLS, WARM_SECONDS = 3, 50e-3  # and warming up too
 GAP_SECONDS = 1.0  # a wait this long without work is a stop or a sleep, not the machine's speed
 REPEATS = 3  # of interrupted rounds, in all
@@ -123,7 +124,7 @@ def _batch(
 def plan(seconds: Mapping[str, float], effort: Effort) -> tuple[int, dict[str, int]]:
     """(runs of each engine, calls in a run of each) from the seconds that one call takes."""
     slowest = max(seconds.values())
-    most = CALLS // RUN_CALLS
+    most = min(CALLS // RUN_CALLS, math.floor(_IN_RUNS * effort.seconds / RUN_SECONDS))
     runs = max(effort.fewest_runs, min(most, math.floor(effort.seconds / (RUN_CALLS * slowest))))
     lengths = {}
     for side, each in seconds.items():
