@@ -43,6 +43,7 @@ from petra_deploy.driver import reapply as _reapply
 from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.optimize import Finished
+from petra_deploy.driver.place import find
 from petra_deploy.driver.session import open_session
 from petra_deploy.runtime import load_bundle
 
@@ -74,6 +75,7 @@ def optimize(
     selection: str | Path | None = None,
     test: str | Path | None = None,
     target: str = "cpu",
+    require_measured: bool = False,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -95,9 +97,11 @@ def optimize(
 
     `time` is in seconds, or text such as "20m"; it defaults to 15 minutes, or to half a minute a
     trial where only `trials` is given. Where no strategy met the budget, the result's `bundle` is
-    None and `front.why` says why. Raises a PetraError: NotMet (exit code 1) where the search is
-    hopeless, BadInput (2), TargetAbsent (3), MissingExtra (4), OutOfDisk (75),
-    Interrupted (130).
+    None and `front.why` says why. For a target that is not here latencies are predicted, and say so in
+    every figure's origin; `require_measured` refuses it instead.
+
+    Raises a PetraError: NotMet (exit code 1) where the search is hopeless, BadInput (2),
+    TargetAbsent (3), MissingExtra (4), OutOfDisk (75), Interrupted (130).
     """
     source = model_source(model, model_factory, trust, data)
     folder = out_folder(out, source, data)
@@ -107,6 +111,7 @@ def optimize(
             data=data_source(data, train, selection, test, folder),
             load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder), seed=seed),
             target=target_name(target),
+            require_measured=require_measured,
             goal=goal(objective, max_drop, batches),
             budget=budget(trials, time),
             sampler=sampler_name(sampler),
@@ -127,6 +132,7 @@ def apply(
     selection: str | Path | None = None,
     test: str | Path | None = None,
     target: str = "cpu",
+    require_measured: bool = False,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -163,6 +169,7 @@ def apply(
                 inputs=tuple(inputs), metric=metric_name(metric or recipe.known_metric(data), folder), seed=seed
             ),
             target=target_name(target),
+            require_measured=require_measured,
             goal=goal(objective or asked.objective, asked.max_drop if max_drop is None else max_drop, batches),
             budget=budget(1, time or 3600.0),
             seed=seed,
@@ -198,10 +205,10 @@ def inspect(
             target=target_name(target),
             budget=Budget(seconds=DEFAULT_SECONDS),
         )
-        place = _optimize.here(request.target)
+        place = find(request.target)
         with open_run(folder, False) as run, open_session(request, run.logs, on_event) as session:
             loaded = _optimize.load(request, run, session)
-            inspected = session.must(Inspect(workload=loaded.workload, target=place, limits=session.limits()))
+            inspected = session.must(Inspect(workload=loaded.workload, target=place.target, limits=session.limits()))
             return Inspection(loaded, inspected)
 
 

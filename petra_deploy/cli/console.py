@@ -128,6 +128,9 @@ def answer(result: "Result", *, as_json: bool, quiet: bool) -> None:
         )
     if not as_json:
         print(result.bundle if quiet else f"\nbundle: {result.bundle}")
+        if manifest is not None and manifest.speedup.origin == "predicted" and not quiet:
+            name = manifest.target.name
+            print(f"no {name} has run it: every latency and speedup above is predicted, within a factor of two")
 
 
 def dump(value: Any) -> None:

@@ -1,4 +1,4 @@
-"""The seven jobs: plain data that the driver hands to a worker, and what each answers.
+"""The eight jobs: plain data that the driver hands to a worker, and what each answers.
 
 `run(job: Job[A]) -> Done[A] | Failed` is all that a stage knows of the outside. Files are named
 by keys of the store. What a job may use up is in `limits` and takes no part in its cache key.
@@ -116,6 +116,20 @@ class Measure(Job[Measurement]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Predict(Job[Measurement]):
+    """In place of Measure where the target is not here."""
+
+    engine: Engine
+    baseline: Engine
+    target: Target
+    split: Split  # inputs to feed
+    batches: tuple[int, ...] = (1, 16)
+
+    kind: ClassVar[str] = "predict"
+    answer: ClassVar[type] = Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored(Job[Score]):
     """Run `engine` over `split`; with `reference` outputs (a key) the drop is paired to them."""
 
@@ -131,7 +145,7 @@ class Scored(Job[Score]):
     answer: ClassVar[type] = Score
 
 
-_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Scored)
+_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Predict, Scored)
 JOBS: dict[str, type[Any]] = {job.kind: job for job in _KINDS}
 
 

@@ -58,7 +58,6 @@ class Graph(Data):
     key: str
     signature: Signature
     bytes: int
-    work: tuple[Work, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)  # by technique; opset; parity; seconds
 
 
@@ -90,14 +89,18 @@ class Latency(Data):
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement(Data):
-    """A candidate and the baseline, measured interleaved in one run (worker/measure/loop.py)."""
+    """A candidate and the baseline, measured interleaved in one run (worker/measure/loop.py).
+
+    Of a target that is not here every figure is of origin "predicted" (worker/measure/predicted.py).
+    """
 
     candidate: tuple[Latency, ...]  # one a batch size, in the order asked
     baseline: tuple[Latency, ...]
     speedups: tuple[Figure, ...]  # baseline / candidate, one a batch size; over rounds
+    over_half: tuple[Figure, ...] = ()  # the same over the baseline in FP16; on a GPU, where that is what is served
     load: Figure  # ms to open the candidate's engine
     peak_memory: Figure  # bytes, of a process that serves the candidate
-    rounds: str  # the store key of the raw rounds
+    rounds: str  # the store key of the raw rounds; empty where there were none
     machine: dict[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 

@@ -115,6 +115,7 @@ class Offer(Data):
     knobs: dict[str, Knob] = field(default_factory=dict)
     fixed: dict[str, object] = field(default_factory=dict)  # options the target settles, like round_to
     order: int = 0  # among quantizers: lower is tried first
+    settled: bool = False  # taken in every candidate, not searched
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,16 @@ The order in which they will be judged is fixed by the measurement, before the t
 opened; the first whose drop there is within the limit ships.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 from petra_deploy.core.errors import OutOfDisk
 from petra_deploy.core.job import Limits, Measure
-from petra_deploy.core.outcome import Failed, Front, Goal, Measurement, Outcome
+from petra_deploy.core.outcome import Failed, Figure, Front, Goal, Measurement, Outcome
 from petra_deploy.core.strategy import Fidelity
 from petra_deploy.core.workload import SealedSplit
-from petra_deploy.driver.evaluate import Case, score_job
+from petra_deploy.driver.evaluate import Case, score_job, time_job
 from petra_deploy.driver.search import choose
 from petra_deploy.driver.session import Session
 
@@ -34,7 +35,10 @@ def confirm(
     if case.baseline is None:
         raise ValueError("finalists are confirmed against a baseline")
     limits = Limits(seconds=max(session.left(), 0.15 * session.seconds, 60.0))
-    measured = _in_turns(list(finalists), case, baseline, limits, session)
+    if case.place.predicted:
+        measured = [_predicted(outcome, case, limits, session) for outcome in finalists]
+    else:
+        measured = _in_turns(list(finalists), case, baseline, limits, session)
     order = sorted(measured, key=lambda o: -choose.gain(o, goal, case.baseline.bytes if case.baseline else 1))
     reference = session.run(score_job(case.baseline, case, sealed.split, "test", None, limits))
     if isinstance(reference, Failed):
@@ -82,7 +86,7 @@ def _in_turns(
                 Measure(
                     engine=outcome.engine,
                     baseline=case.baseline,
-                    target=case.target,
+                    target=case.place.target,
                     split=case.workload.selection,
                     batches=case.batches,
                     rounds=1,
@@ -98,10 +102,53 @@ def _in_turns(
                 raise OutOfDisk(done.reason, "free some space and run again with --resume")
             else:
                 finalists[index] = replace(outcome, failed=done)
-    return [
+    measured = [
         replace(outcome, measurement=found, fidelity=Fidelity(rounds=rounds)) if found and outcome.ok else outcome
         for outcome, found in zip(finalists, so_far, strict=True)
     ]
+    return shared_scatter(measured)
+
+
+def shared_scatter(measured: Sequence[Outcome]) -> list[Outcome]:
+    """No finalist's interval is narrower than what the rounds of all of them together say.
+
+    A few rounds can agree by luck. How rounds scatter is the machine's doing, and the finalists were
+    measured on it in turns, so their variances are pooled (the root mean square of the log half-widths).
+    """
+    ready = [o.measurement for o in measured if o.ok and o.measurement is not None]
+    if len(ready) < 2:
+        return list(measured)
+    pooled = [_pooled(figures) for figures in zip(*(found.speedups for found in ready), strict=True)]
+    return [
+        replace(o, measurement=replace(o.measurement, speedups=_at_least(o.measurement.speedups, pooled)))
+        if o.ok and o.measurement is not None
+        else o
+        for o in measured
+    ]
+
+
+def _pooled(figures: Sequence[Figure]) -> float:
+    """The root mean square of the log half-widths; 0 where no figure has bounds."""
+    halves = [math.log(f.high / f.low) / 2 for f in figures if f.low and f.high and math.isfinite(f.high)]
+    return math.sqrt(sum(half * half for half in halves) / len(halves)) if halves else 0.0
+
+
+def _at_least(figures: Sequence[Figure], halves: Sequence[float]) -> tuple[Figure, ...]:
+    """The figures, each bounded by at least exp(half) to either side."""
+    return tuple(
+        replace(f, low=min(f.low, f.value * math.exp(-half)), high=max(f.high, f.value * math.exp(half)))
+        if f.value is not None and f.low is not None and f.high is not None
+        else f
+        for f, half in zip(figures, halves, strict=True)
+    )
+
+
+def _predicted(outcome: Outcome, case: Case, limits: Limits, session: Session) -> Outcome:
+    """At every batch size; the search asked for one."""
+    if outcome.engine is None or outcome.failed:
+        return outcome
+    done = session.run(time_job(outcome.engine, case, 1, limits))
+    return replace(outcome, failed=done) if isinstance(done, Failed) else replace(outcome, measurement=done.value)
 
 
 def _chosen(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:

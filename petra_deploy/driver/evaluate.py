@@ -9,11 +9,11 @@ import time
 from dataclasses import dataclass
 from typing import TypeVar
 
-from petra_deploy.core.job import Build, Job, Limits, Measure, Run, Scored, Transform
-from petra_deploy.core.outcome import Engine, Failed, Outcome
+from petra_deploy.core.job import Build, Job, Limits, Measure, Predict, Run, Scored, Transform
+from petra_deploy.core.outcome import Engine, Failed, Measurement, Outcome
 from petra_deploy.core.strategy import Fidelity, Strategy
-from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Split, Workload
+from petra_deploy.driver.place import Place
 
 A = TypeVar("A")
 
@@ -23,7 +23,7 @@ class Case:
     """What every evaluation of a run shares. Without `baseline` the strategy is the baseline."""
 
     workload: Workload
-    target: Target
+    place: Place
     batches: tuple[int, ...]
     device: str = "cpu"
     seed: int = 0
@@ -52,25 +52,35 @@ def evaluate(strategy: Strategy, fidelity: Fidelity, case: Case, run: Run, limit
             Transform(workload=case.workload, strategy=strategy, fidelity=fidelity, device=case.device, limits=limits)
         )
         found["graph"] = graph
-        engine = must(Build(graph=graph, target=case.target, settings=strategy.runtime, limits=limits))
+        engine = must(
+            Build(graph=graph, target=case.place.at_hand, settings=case.place.settings(strategy), limits=limits)
+        )
         found["engine"] = engine
         found["score"] = must(score_job(engine, case, case.workload.selection, "selection", case.reference, limits))
         measuring = time.monotonic()
-        found["measurement"] = must(
-            Measure(
-                engine=engine, baseline=case.baseline or engine, target=case.target, split=case.workload.selection,
-                batches=case.batches, rounds=fidelity.rounds, seed=case.seed, limits=limits,
-            )
-        )  # fmt: skip
+        found["measurement"] = must(time_job(engine, case, fidelity.rounds, limits))
         found["round_seconds"] = (time.monotonic() - measuring) / fidelity.rounds
     except _Stopped as stopped:
         found["failed"] = stopped.failed
     return Outcome(strategy=strategy, fidelity=fidelity, seconds=time.monotonic() - start, **found)  # type: ignore[arg-type]
 
 
+def time_job(engine: Engine, case: Case, rounds: int, limits: Limits) -> Job[Measurement]:
+    """The job that says how fast `engine` is: measured, or predicted where the target is not here."""
+    target, split, baseline = case.place.target, case.workload.selection, case.baseline or engine
+    if case.place.predicted:
+        return Predict(
+            engine=engine, baseline=baseline, target=target, split=split, batches=case.batches, limits=limits
+        )
+    return Measure(
+        engine=engine, baseline=baseline, target=target, split=split, batches=case.batches, rounds=rounds,
+        seed=case.seed, limits=limits,
+    )  # fmt: skip
+
+
 def score_job(engine: Engine, case: Case, split: Split, name: str, reference: str | None, limits: Limits) -> Scored:
     """The job that scores `engine` on a split, paired with `reference` outputs where given."""
     return Scored(
-        engine=engine, target=case.target, split=split, split_name=name, metric=case.workload.metric,
+        engine=engine, target=case.place.at_hand, split=split, split_name=name, metric=case.workload.metric,
         signature=case.workload.signature, reference=reference, limits=limits,
     )  # fmt: skip

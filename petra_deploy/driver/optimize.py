@@ -13,21 +13,20 @@ from functools import partial
 from pathlib import Path
 
 from petra_deploy.core import files
-from petra_deploy.core.errors import Interrupted, NotMet, PetraError, TargetAbsent, from_failure
+from petra_deploy.core.errors import Interrupted, NotMet, PetraError, from_failure
 from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.folder import RunFolder
 from petra_deploy.core.job import Limits, Load
-from petra_deploy.core.machine import absent, resolve, unserved
 from petra_deploy.core.outcome import Front, Goal, Outcome
 from petra_deploy.core.plan import Layout, Plan
 from petra_deploy.core.request import Request
 from petra_deploy.core.strategy import FULL, Strategy
-from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Loaded
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.confirm import ROUNDS, confirm, round_seconds
 from petra_deploy.driver.evaluate import Case, evaluate
+from petra_deploy.driver.place import Place, find
 from petra_deploy.driver.plan import make_plan
 from petra_deploy.driver.search import choose
 from petra_deploy.driver.search.cost_model import CostModel
@@ -56,30 +55,24 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
     Where nothing met the goal, `bundle` is None, `front.why` says why, and the nearest is kept in
     `nearest/`. Raises the errors of loading, and NotMet where going on is pointless.
     """
-    target = here(request.target)
+    place = find(request.target, require_measured=request.require_measured)
     with open_session(request, folder.logs, on_event) as session:
+        if place.predicted:
+            session.say(place.sentence, "note")
         loaded = load(request, folder, session)
-        case, baseline = measure_baseline(request, loaded, target, folder, session)
-        plan = make_plan(loaded.workload, target, request.device, session)
+        case, baseline = measure_baseline(request, loaded, place, folder, session)
+        plan = make_plan(loaded.workload, place.target, request.device, session)
         tell(plan, loaded, session)
-        ship = partial(_ship, request=request, loaded=loaded, baseline=baseline, layout=plan.layout, target=target)
+        ship = partial(_ship, request=request, loaded=loaded, baseline=baseline, layout=plan.layout, place=place)
         outcomes = _search(request, plan, case, baseline, folder, storage, session, ship)
-        session.say("measuring the finalists again, then opening the test split")
+        session.say(
+            f"{'predicting' if place.predicted else 'measuring'} the finalists again, then opening the test split"
+        )
         size = baseline.engine.bytes if baseline.engine else 1
         finalists = choose.finalists(outcomes, request.goal, size)
         front = confirm(finalists, request.goal, case, baseline, loaded.sealed, session)
         front = choose.with_front(front, outcomes, request.goal, size)
         return package(front, outcomes, baseline, request, folder, session, ship)
-
-
-def here(name: str) -> Target:
-    """The target, if this machine has it. Raises BadInput for an unknown one, TargetAbsent otherwise."""
-    target = resolve(name)
-    if why := absent(target) or unserved(target):
-        raise TargetAbsent(
-            f"the target {target.name} is not here: it {why}", "`petra-deploy targets list` shows which targets are"
-        )
-    return target
 
 
 def load(request: Request, folder: RunFolder, session: Session) -> Loaded:
@@ -101,12 +94,12 @@ def load(request: Request, folder: RunFolder, session: Session) -> Loaded:
 
 
 def measure_baseline(
-    request: Request, loaded: Loaded, target: Target, folder: RunFolder, session: Session
+    request: Request, loaded: Loaded, place: Place, folder: RunFolder, session: Session
 ) -> tuple[Case, Outcome]:
     """The model as it came, through the same code as every candidate; if it fails, the run ends."""
     case = Case(
         workload=loaded.workload,
-        target=target,
+        place=place,
         batches=batches(request.goal, loaded),
         device=request.device,
         seed=request.seed,
@@ -119,7 +112,7 @@ def measure_baseline(
             if outcome.engine is None or outcome.engine.key not in session.store:
                 outcome = None
     if outcome is None or outcome.score is None or outcome.score.outputs not in session.store:
-        session.say("measuring the baseline: the model as it came, in FP32")
+        session.say("the baseline: the model as it came, in FP32")
         outcome = evaluate(Strategy(seed=request.seed), FULL, case, session.run, session.limits())
         if outcome.failed:
             raise from_failure(outcome.failed)
@@ -155,20 +148,20 @@ def _ship(
     loaded: Loaded,
     baseline: Outcome,
     layout: Layout,
-    target: Target,
+    place: Place,
     notes: tuple[str, ...] = (),
 ) -> bundle.Shipment:
     return bundle.Shipment(
         chosen=chosen,
         baseline=baseline,
         workload=loaded.workload,
-        target=target,
+        target=place.target,
         layout=layout,
         goal=request.goal,
         seed=request.seed,
         considered=considered,
         test=chosen.test,
-        notes=notes,
+        notes=(*([place.sentence] if place.predicted else []), *notes),
     )
 
 

@@ -22,7 +22,8 @@ from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.confirm import confirm
 from petra_deploy.driver.evaluate import evaluate
-from petra_deploy.driver.optimize import Finished, here, load, measure_baseline
+from petra_deploy.driver.optimize import Finished, load, measure_baseline
+from petra_deploy.driver.place import find
 from petra_deploy.driver.session import open_session
 
 _HOLDS = 0.8  # of the recorded speedup; machines and retrained weights differ a little
@@ -31,16 +32,18 @@ _HOLDS = 0.8  # of the recorded speedup; machines and retrained weights differ a
 def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent) -> Finished:
     """Rebuild from `strategy` (a strategy.json). Raises NotMet where its promise no longer holds."""
     recipe = recipes.read(strategy)
-    target = here(request.target)
+    place = find(request.target, require_measured=request.require_measured)
     with open_session(request, folder.logs, on_event) as session:
+        if place.predicted:
+            session.say(place.sentence, "note")
         loaded = load(request, folder, session)
-        inspected = session.must(Inspect(workload=loaded.workload, target=target, limits=session.limits()))
+        inspected = session.must(Inspect(workload=loaded.workload, target=place.target, limits=session.limits()))
         if obstacles := recipe.obstacles(inspected.layout):
             raise BadInput(
                 f"{strategy} was made for another architecture: {'; '.join(obstacles[:3])}",
                 "apply it to a model of the same architecture, or run optimize on this one",
             )
-        case, baseline = measure_baseline(request, loaded, target, folder, session)
+        case, baseline = measure_baseline(request, loaded, place, folder, session)
         complete = settled(recipe.strategy, inspected.offers)
         session.say(f"applying {complete.describe()}")
         outcome = evaluate(complete, FULL, case, session.run, session.limits())
@@ -58,13 +61,17 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
                 chosen=built,
                 baseline=baseline,
                 workload=loaded.workload,
-                target=target,
+                target=place.target,
                 layout=inspected.layout,
                 goal=request.goal,
                 seed=request.seed,
                 considered=1,
                 test=built.test,
-                notes=(f"applied from {strategy.name}", *([broken] if broken else [])),
+                notes=(
+                    *([place.sentence] if place.predicted else []),
+                    f"applied from {strategy.name}",
+                    *([broken] if broken else []),
+                ),
             ),
             session.store,
         )

@@ -78,7 +78,10 @@ class Side(Data):
 
 @dataclass(frozen=True, kw_only=True)
 class Ratio(Data):
-    """baseline latency / candidate latency at `batch`; the interval is over rounds of fresh sessions."""
+    """baseline latency / candidate latency at `batch`; the interval is over rounds of fresh sessions.
+
+    Where `origin` is "predicted" there were no rounds, and the bounds are the latency model's error bar.
+    """
 
     value: float
     low: float | None
@@ -142,6 +145,7 @@ class Manifest(Data):
     baseline: Side
     candidate: Side
     speedup: Ratio
+    speedup_over_fp16: Ratio | None = None  # over the baseline in FP16; on a GPU only
     size_ratio: float  # baseline bytes / candidate bytes
     load_ms: float | None
     peak_memory_bytes: float | None

@@ -13,7 +13,7 @@ def text(manifest: Manifest, triton_name: str) -> str:
     notes = "".join(f"- {_line(note)}\n" for note in m.notes)
     return f"""# {_line(m.model.name)} for {_line(m.target.name)}
 
-An ONNX Runtime engine made by petra-deploy {m.versions.get("petra-deploy", "")} from a model of
+{_kind(m)} made by petra-deploy {m.versions.get("petra-deploy", "")} from a model of
 {m.model.parameters:,} parameters: {" + ".join(m.techniques) or "as it came"}.
 
 | | baseline | this bundle |
@@ -23,8 +23,7 @@ An ONNX Runtime engine made by petra-deploy {m.versions.get("petra-deploy", "")}
 | file | {m.baseline.bytes:,} bytes | {m.candidate.bytes:,} bytes |
 | {metric.name} | {metric.baseline:.4g} | {metric.candidate:.4g} |
 
-- **Speedup {speedup.value:.2f}x** {_bounds(speedup.low, speedup.high)}, {speedup.origin}: baseline latency / this
-  latency over {speedup.n} rounds of fresh sessions, interleaved on one machine.
+- **Speedup {speedup.value:.2f}x** {_bounds(speedup.low, speedup.high)}, {speedup.origin}: {_how(m)}
 - **Drop {metric.drop_points:.2f} points** {_bounds(metric.low, metric.high)}, {metric.origin}: {of};
   {metric.max_drop:g} allowed.
 - Intervals are at 95%. `manifest.json` has every figure, the machine, the versions and the seed.
@@ -34,7 +33,7 @@ An ONNX Runtime engine made by petra-deploy {m.versions.get("petra-deploy", "")}
     pip install onnxruntime numpy
     python example.py
 
-In Python, with the settings it was measured with and its checksums verified:
+In Python, with its settings and its checksums verified:
 
     import petra_deploy
     with petra_deploy.load_bundle("path/of/this/folder") as bundle:
@@ -54,8 +53,26 @@ budget and the speedup again.
 """
 
 
+def _kind(m: Manifest) -> str:
+    if m.target.device == "cpu":
+        return "An ONNX Runtime engine"
+    return f"An ONNX model for {m.target.runtime} (precision lives in the graph: Q/DQ pairs and casts),"
+
+
+def _how(m: Manifest) -> str:
+    """What the speedup means and where it is from."""
+    if m.speedup.origin != "predicted":
+        rounds = f"{m.speedup.n} rounds of fresh sessions"
+        return f"baseline latency / this\n  latency over {rounds}, interleaved on one machine."
+    half = m.speedup_over_fp16
+    beside = f" Over the baseline in FP16: {half.value:.2f}x {_bounds(half.low, half.high)}." if half else ""
+    model = "a\n  latency model from the target's data sheet"
+    return f"baseline in FP32 / this, by {model}.{beside} No {m.target.name} has run it yet."
+
+
 def _ms(side: Side) -> str:
-    return f"{_number(side.latency_ms.p50)} ms"
+    origin = "" if side.latency_ms.origin == "measured" else f" {side.latency_ms.origin}"
+    return f"{_number(side.latency_ms.p50)} ms{origin}"
 
 
 def _number(value: float | None) -> str:

@@ -6,7 +6,7 @@
 With a dynamic batch the server batches requests itself (`dynamic_batching`), and `dims` leave the
 batch out, as Triton wants it; otherwise `max_batch_size` is 0 and `dims` are the whole shape.
 Source: Triton's model_config.proto, and the README of its onnxruntime backend for `parameters`
-and for the graph level (there 2 means that all optimizations are off).
+and for the graph level (there 2 means that all optimizations are off) and the TensorRT accelerator.
 """
 
 import re
@@ -31,8 +31,13 @@ def model_name(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("._-") or "model"
 
 
-def config(name: str, signature: Signature, target: Target, settings: Mapping[str, object]) -> str:
-    """The text of config.pbtxt. Raises BadInput for a dtype that Triton has no name for."""
+def config(
+    name: str, signature: Signature, target: Target, settings: Mapping[str, object], *, int8: bool = False
+) -> str:
+    """The text of config.pbtxt; `int8` says whether the graph has Q/DQ pairs, which TensorRT must be told.
+
+    Raises BadInput for a dtype that Triton has no name for.
+    """
     batched = all(
         bool(spec.shape) and isinstance(spec.shape[0], str) for spec in (*signature.inputs, *signature.outputs)
     )
@@ -48,6 +53,9 @@ def config(name: str, signature: Signature, target: Target, settings: Mapping[st
     ]
     if batched:
         lines.append("dynamic_batching { }")
+    if target.device == "cuda":
+        lines += _accelerator(signature, target, batched, int8)
+        return "\n".join(lines) + "\n"
     level = _LEVELS.get(str(settings.get("optimization", "all")))
     if level is not None:
         lines.append(f"optimization {{ graph {{ level: {level} }} }}")
@@ -59,6 +67,25 @@ def config(name: str, signature: Signature, target: Target, settings: Mapping[st
     }
     lines += [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
     return "\n".join(lines) + "\n"
+
+
+def _accelerator(signature: Signature, target: Target, batched: bool, int8: bool) -> list[str]:
+    """ONNX Runtime with TensorRT: it builds its engine at the first load and keeps it in the cache."""
+    if target.runtime != "tensorrt":
+        return []
+    options = {
+        "precision_mode": "INT8" if int8 else "FP16",
+        "trt_engine_cache_enable": "1",
+        "trt_engine_cache_path": "/tmp/trt_cache",
+        "trt_timing_cache_enable": "1",
+    }
+    if batched and all(not isinstance(size, str) for spec in signature.inputs for size in spec.shape[1:]):
+        for part, rows in (("min", 1), ("opt", 16), ("max", MAX_BATCH)):
+            shapes = (f"{spec.name}:{'x'.join(map(str, (rows, *spec.shape[1:])))}" for spec in signature.inputs)
+            options[f"trt_profile_{part}_shapes"] = ",".join(shapes)
+    entries = [f"    parameters {{ key: {_quoted(key)} value: {_quoted(value)} }}" for key, value in options.items()]
+    head = "optimization { execution_accelerators { gpu_execution_accelerator: [ {"
+    return [head, '    name: "tensorrt"', *entries, "} ] } }"]
 
 
 def shortfalls(settings: Mapping[str, object]) -> tuple[str, ...]:

@@ -73,11 +73,13 @@ def write(folder: Path, shipment: Shipment, store: Store) -> m.Manifest:
     with files.new_folder(folder) as draft:
         _copy(store.path(engine.key), draft)
         try:
-            config = triton.config(name, engine.signature, shipment.target, engine.settings)
+            int8 = any("quantize" in step.technique for step in shipment.chosen.strategy.steps)
+            config = triton.config(name, engine.signature, shipment.target, engine.settings, int8=int8)
         except BadInput as error:
             notes.append(f"no Triton repository: {error.message}")
         else:
-            notes += triton.shortfalls(engine.settings)
+            if shipment.target.device == "cpu":
+                notes += triton.shortfalls(engine.settings)
             _copy(store.path(engine.key), draft / "triton" / name / "1")
             (draft / "triton" / name / "config.pbtxt").write_text(config, encoding="utf-8")
         files.write_json(draft / "strategy.json", _recipe(shipment))
@@ -130,6 +132,9 @@ def _manifest(shipment: Shipment, store: Store, notes: tuple[str, ...]) -> m.Man
         baseline=baseline,
         candidate=candidate,
         speedup=m.Ratio.of(measured.speedup, measured.candidate[0].batch),
+        speedup_over_fp16=m.Ratio.of(measured.over_half[0], measured.candidate[0].batch)
+        if measured.over_half
+        else None,
         size_ratio=round(baseline.bytes / candidate.bytes, 4),
         load_ms=measured.load.value,
         peak_memory_bytes=measured.peak_memory.value,

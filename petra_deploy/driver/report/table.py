@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import TextIO
 
-from petra_deploy.core.outcome import Figure, Front, Outcome, Score
+from petra_deploy.core.outcome import Figure, Front, Measurement, Outcome, Score
 
 HEAD = ("", "strategy", "latency p50", "speedup", "smaller", "metric", "drop, points", "on")
 
@@ -93,8 +93,14 @@ def _row(name: str, outcome: Outcome, baseline_bytes: int | None) -> Row:
     smaller = f"{baseline_bytes / engine.bytes:.1f}x" if engine and baseline_bytes else ""
     drop = interval(score.drop) if score.drop else "0.00"
     return Row(name, printable(outcome.strategy.describe()), _latency(measured.candidate[0].p50),
-               interval(measured.speedup, "x"), smaller, f"{printable(score.metric)} {score.value:.4g}", drop,
+               _speedup(measured), smaller, f"{printable(score.metric)} {score.value:.4g}", drop,
                _rows(score))  # fmt: skip
+
+
+def _speedup(measured: Measurement) -> str:
+    """Over FP32; on a GPU never alone: over FP16 beside it."""
+    text = interval(measured.speedup, "x")
+    return f"{text} ({measured.over_half[0].known():.2f}x over FP16)" if measured.over_half else text
 
 
 def _latency(figure: Figure) -> str:

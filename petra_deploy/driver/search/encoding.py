@@ -135,11 +135,16 @@ class Encoding:
         return replace(strategy, steps=tuple(steps))
 
     def presets(self) -> list[dict[str, float]]:
-        """Known-good genomes: quantization alone first, then the ladder from mild to strong."""
+        """Known-good genomes: quantization alone first, then the ladder from mild to strong.
+
+        Where the target settles a step (FP16 on a GPU), that step alone comes before.
+        """
         quantizers = self._quantizers()
         first = self.quantizer_gene(quantizers[0].technique if quantizers else None) if quantizers else 0.0
         rungs = max((len(k.ladder) for o in self.plan.offers for k in o.knobs.values() if k.strength), default=0)
         genomes = [self._rung(0.0, first, off=True)]
+        if quantizers and any(offer.settled for offer in self.plan.offers):
+            genomes.insert(0, self._rung(0.0, self.quantizer_gene(None), off=True))
         genomes += [self._rung(i / max(rungs - 1, 1), first) for i in range(rungs)]
         return genomes
 
@@ -198,9 +203,9 @@ class Encoding:
 
 
 def _optional(offer: Offer) -> bool:
-    """Techniques without a strength of their own get an on-off gene, except quantizers."""
+    """Techniques without a strength of their own get an on-off gene, except quantizers and what is settled."""
     strength = any(knob.strength for knob in offer.knobs.values()) or "epochs" in offer.knobs
-    return offer.phase in (Phase.RECOVER, Phase.FINISH) and not strength
+    return offer.phase in (Phase.RECOVER, Phase.FINISH) and not strength and not offer.settled
 
 
 def _value(knob: Knob, gene: float) -> float | int | str:

@@ -2,8 +2,8 @@
 
 A technique module may define, beside its Protocol: `fixed(layout, target)`, options that the target
 settles and the search does not turn; and `NEEDS_TRAINING = True`, without which it is offered even
-where there is no data to train on; and `ORDER`, by which the search
-tries quantizers (lower first).
+where there is no data to train on; `ORDER`, by which the search tries quantizers (lower first);
+and `SETTLED = True`, by which every candidate takes it.
 """
 
 from types import ModuleType
@@ -37,11 +37,12 @@ def run(job: Inspect, context: Context) -> Inspected:
             unavailable[name] = "; ".join(reasons)
         else:
             offers.append(_offer(name, technique, layout, job.target))
-    backend = cast(Backend, registry.find("backend", job.target.runtime))
+    served = job.target.runtime in registry.names("backend")  # a runtime without a backend here has no knobs
+    backend = cast(Backend, registry.find("backend", job.target.runtime)) if served else None
     return Inspected(
         layout=layout,
         offers=tuple(offers),
-        runtime=dict(backend.knobs(job.target)),
+        runtime=dict(backend.knobs(job.target)) if backend and not backend.obstacles(job.target) else {},
         unavailable=unavailable,
     )
 
@@ -98,4 +99,5 @@ def _offer(name: str, technique: ModuleType, layout: Layout, target: Target) -> 
         knobs=dict(technique.knobs(layout, target)),
         fixed=dict(fixed),
         order=getattr(technique, "ORDER", 0),
+        settled=getattr(technique, "SETTLED", False),
     )

@@ -7,7 +7,7 @@ a pure function of them.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ def run(job: Measure, context: Context) -> Measurement:
     engines = {"candidate": job.engine, "baseline": job.baseline}
     earlier = _earlier(job, context)
     samples = Samples.open(context.store.path(job.split.key))
-    feeds = {batch: make_feeds(samples, job.engine, batch) for batch in batch_sizes(job)}
+    feeds = {batch: make_feeds(samples, job.engine, batch) for batch in batch_sizes(job.engine, job.batches)}
     threads = max(_threads(engine) for engine in engines.values())
     with exclusive(context.store.root, job.target.device, context.log), preflight.pinned(threads) as core:
         if job.earlier is not None:
@@ -81,11 +81,11 @@ def _earlier(job: Measure, context: Context) -> dict[str, Any]:
     return record
 
 
-def batch_sizes(job: Measure) -> tuple[int, ...]:
+def batch_sizes(engine: Engine, asked: Sequence[int]) -> tuple[int, ...]:
     """Those asked for; the one and only where the model's batch is fixed."""
-    if job.engine.signature.dynamic_batch:
-        return tuple(dict.fromkeys(job.batches))
-    shape = job.engine.signature.inputs[0].shape
+    if engine.signature.dynamic_batch:
+        return tuple(dict.fromkeys(asked))
+    shape = engine.signature.inputs[0].shape
     return (shape[0],) if shape and isinstance(shape[0], int) else (1,)
 
 

@@ -47,7 +47,7 @@ def count(path: Path, feeds: Mapping[str, Array]) -> tuple[Work, ...]:
     Raises Problem("mismatch") where ONNX Runtime does not run the file.
     """
     model = onnx.load(str(path))
-    values = _values(model, feeds)
+    values = values_of(model, feeds)
     graph = model.graph
     made = {name: node for node in graph.node for name in node.output}
     used: dict[str, list[onnx.NodeProto]] = {}
@@ -159,8 +159,11 @@ class _Counter:
         return 0.0, 0, 0
 
 
-def _values(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Every value of the graph in one run, optimizations off."""
+def values_of(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """name -> every value of the graph in one run, constants too; optimizations off.
+
+    Raises Problem("mismatch") where ONNX Runtime does not run it.
+    """
     import onnxruntime
 
     asked = onnx.ModelProto()

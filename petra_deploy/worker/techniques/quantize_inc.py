@@ -40,6 +40,8 @@ class Options(Data):
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
     if "int8" not in target.precisions:
         return (f"{target.name} has no int8",)
+    if target.device == "cuda":
+        return ("TensorRT wants int8 activations around zero; quantize_ort writes them",)
     weighted = [name for name in WEIGHTED if layout.operators.get(name)]
     if not weighted:
         return ("the model has no convolution, linear, embedding or LSTM layer",)

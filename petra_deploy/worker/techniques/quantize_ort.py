@@ -2,7 +2,9 @@
 
 Q/DQ pairs around every operator ONNX Runtime has an int8 kernel for: activations uint8, weights int8
 per channel, from calibration rows. For models that come as graphs, and as the other opinion beside
-Intel Neural Compressor. Source: onnxruntime's quantize_static.
+Intel Neural Compressor. For GPUs activations are int8 and symmetric, biases stay in float, and pairs
+stand before layers with weights and at both arms of a residual addition, where TensorRT fuses them.
+Sources: onnxruntime's quantize_static; TensorRT's documentation, "Working with Quantized Types".
 """
 
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ BETWEEN = [  # what stands between convolutions and has an int8 form
     "Add", "Mul", "Relu", "Clip", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool",
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Pad",
 ]  # fmt: skip
+FOR_TENSORRT = ["Add", "MaxPool", "AveragePool", "GlobalAveragePool"]  # beside LAYERS, around convolutions
 WEIGHTED = (
     "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "MultiheadAttention",
     "Conv", "ConvTranspose", "Gemm", "MatMul",
@@ -35,6 +38,7 @@ class Options(Data):
     method: Literal["minmax", "entropy", "percentile"] = "minmax"  # how an activation's range is found
     calibration_rows: Annotated[int, Ge(1)] = 256
     reduce_range: bool = False  # 7-bit weights, for kernels whose 16-bit sums saturate
+    symmetric: bool = False  # int8 activations around zero, as TensorRT wants them
 
 
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
@@ -51,7 +55,7 @@ def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
 
 def fixed(layout: Layout, target: Target) -> dict[str, object]:
     """Options that the target settles."""
-    return {"reduce_range": target.saturates}
+    return {"reduce_range": target.saturates, "symmetric": target.device == "cuda"}
 
 
 def apply(model: Path, options: Options, tools: Tools) -> Applied:
@@ -68,7 +72,7 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
         "percentile": CalibrationMethod.Percentile,
     }
     source = prepared(model, tools)
-    types, products = _chosen(source)
+    types, products = _chosen(source, options.symmetric)
 
     def quantize(path: Path) -> None:
         quantize_static(
@@ -78,7 +82,7 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=types,
             nodes_to_exclude=products,
-            activation_type=QuantType.QUInt8,
+            activation_type=QuantType.QInt8 if options.symmetric else QuantType.QUInt8,
             weight_type=QuantType.QInt8,
             per_channel=True,
             reduce_range=options.reduce_range,
@@ -86,6 +90,10 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
             extra_options={
                 "DefaultTensorType": TensorProto.FLOAT,
                 "CalibStridedMinMax": 1,  # one batch at a time, so that memory is bounded
+                "ActivationSymmetric": options.symmetric,
+                "WeightSymmetric": True,
+                "QuantizeBias": not options.symmetric,
+                "OpTypesToExcludeOutputQuantization": types if options.symmetric else [],  # pairs at inputs only
             },
         )
 
@@ -94,7 +102,7 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
     return Applied(path, facts={"int8": counts, "calibration_rows": rows})
 
 
-def _chosen(path: Path) -> tuple[list[str], list[str]]:
+def _chosen(path: Path, symmetric: bool) -> tuple[list[str], list[str]]:
     """The operator types to quantize, and the nodes among them to leave in float.
 
     Around convolutions everything must be int8 for the runtime to fuse it. In a transformer residual
@@ -107,4 +115,5 @@ def _chosen(path: Path) -> tuple[list[str], list[str]]:
         for node in graph
         if node.op_type == "MatMul" and all(value is None or value.const_value is None for value in node.inputs)
     ]
-    return LAYERS + (BETWEEN if convolutional else []), products
+    between = FOR_TENSORRT if symmetric else BETWEEN
+    return LAYERS + (between if convolutional else []), products

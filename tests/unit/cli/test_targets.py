@@ -7,9 +7,7 @@ import pytest
 
 from petra_deploy.cli.main import run
 from petra_deploy.core import machine
-from petra_deploy.core.errors import TargetAbsent
 from petra_deploy.core.machine import CudaDevice
-from petra_deploy.driver.optimize import here
 
 BROKEN = 'name = "my"\nsummary = "mine"\nruntime = "onnxruntime"\ndevice = "cpu"\nmemory_gb = 8.0\n'
 
@@ -104,18 +102,3 @@ def test_no_device_is_said_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_each_has_help_with_an_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["targets", verb, "--help"]) == 0
     assert f"petra-deploy targets {verb}" in capsys.readouterr().out
-
-
-def test_a_run_on_a_target_that_is_not_here_is_3_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cuda_devices", tuple)
-    with pytest.raises(TargetAbsent) as caught:
-        here("t4")
-    assert caught.value.message == "the target t4 is not here: it needs a CUDA device, and there is none here"
-    assert caught.value.exit_code == 3
-
-
-def test_a_run_on_a_target_without_a_backend_is_3_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cuda_devices", lambda: (CudaDevice("Tesla T4", "7.5", 15 << 30),))
-    with pytest.raises(TargetAbsent) as caught:
-        here("t4")
-    assert caught.value.message == "the target t4 is not here: it runs on tensorrt, for which there is no backend yet"

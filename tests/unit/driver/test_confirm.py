@@ -1,5 +1,6 @@
 """Finalists are all measured before the test split is opened; the first in that order that holds there ships."""
 
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +15,9 @@ from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.core.workload import SealedSplit, Split
 from petra_deploy.driver.bundle.write import Shipment
-from petra_deploy.driver.confirm import ROUNDS, confirm
+from petra_deploy.driver.confirm import ROUNDS, confirm, shared_scatter
 from petra_deploy.driver.evaluate import Case
+from petra_deploy.driver.place import Place
 from petra_deploy.driver.session import Session
 from tests.shipments import TARGET, make_shipment, ms
 
@@ -73,7 +75,10 @@ def judge(
     )  # fmt: skip
     split = Split(key="rows", rows=10, labelled=True)
     case = Case(
-        workload=shipment.workload, target=TARGET, batches=(1, 16), baseline=replace(outcome.engine, key="baseline")
+        workload=shipment.workload,
+        place=Place(TARGET),
+        batches=(1, 16),
+        baseline=replace(outcome.engine, key="baseline"),
     )
     session = Session(
         store=store, run=run, on_event=silent, started=time.monotonic(), seconds=left, jailed=lambda: None
@@ -113,6 +118,27 @@ def test_a_finalist_that_fails_in_a_later_round_has_failed(shipment: Shipment, s
     (failed,) = [o for o in front.outcomes if o.failed]
     assert str(failed.failed) == "measure: it broke"
     assert run.turns("b") == 4
+
+
+def test_rounds_that_agree_by_luck_do_not_make_a_narrower_interval_than_the_finalists_have_together(
+    shipment: Shipment,
+) -> None:
+    def outcome(low: float, high: float) -> Outcome:
+        measured = shipment.chosen.measurement
+        assert measured
+        figure = Figure(value=10.0, unit="ratio", low=low, high=high, n=9)
+        return replace(shipment.chosen, measurement=replace(measured, speedups=(figure,)))
+
+    narrow, wide = shared_scatter([outcome(9.9, 10.1), outcome(8.0, 12.5)])
+    assert narrow.measurement
+    assert wide.measurement
+    figure = narrow.measurement.speedup
+    assert figure.low == pytest.approx(10 * math.exp(-math.log(12.5 / 8) / 2 / math.sqrt(2)), rel=1e-3)
+    assert figure.high == pytest.approx(10 * math.exp(math.log(12.5 / 8) / 2 / math.sqrt(2)), rel=1e-3)
+    assert (wide.measurement.speedup.low, wide.measurement.speedup.high) == (8.0, 12.5)
+    (alone,) = shared_scatter([outcome(9.9, 10.1)])
+    assert alone.measurement
+    assert alone.measurement.speedup.low == 9.9
 
 
 def test_where_none_holds_the_nearest_is_named(shipment: Shipment, store: Store) -> None:

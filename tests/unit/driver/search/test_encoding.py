@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 from petra_deploy.core import files
-from petra_deploy.core.plan import Phase
-from petra_deploy.driver.search.cost_model import epochs_of, remaining_share
+from petra_deploy.core.plan import Offer, Phase
+from petra_deploy.driver.search.cost_model import CostModel, epochs_of, remaining_share
+from petra_deploy.driver.search.encoding import Encoding
 from tests.unit.driver.search import simulation
 
 
@@ -73,3 +76,15 @@ def test_decoding_is_a_function():
     encoding = simulation.encoding()
     genome = encoding.presets()[3]
     assert encoding.decode(genome, allowance=5) == simulation.encoding().decode(genome, allowance=5)
+
+
+def test_a_step_that_the_target_settles_is_in_every_candidate_and_alone_in_the_first():
+    made = simulation.plan()
+    half = Offer(technique="half", phase=Phase.FINISH, acts_on="graph", settled=True)
+    plan = replace(made, offers=(*made.offers, half))
+    encoding = Encoding(plan, CostModel(plan, fixed=1.0), 0)
+    decoded = [[s.technique for s in encoding.decode(p, allowance=10).steps] for p in encoding.presets()]
+    assert decoded[0] == ["half"]
+    assert decoded[1] == ["quantize_inc", "half"]
+    assert all(names[-1] == "half" for names in decoded)
+    assert not any("half" in gene for gene in encoding.space.names)

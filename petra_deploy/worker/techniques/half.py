@@ -1,0 +1,154 @@
+"""FP16 for all of a graph that is not int8, by casts in the graph: what a GPU serves in place of FP32.
+
+Weights, activations and the scales of Q/DQ pairs become float16; inputs and outputs keep their
+types. A node that any calibration row takes near the end of FP16's range, or whose weights are
+beyond it, stays in FP32 with casts around it, and the facts name it. So do int8 layers with a bias
+and the pairs around them: ONNX Runtime 1.32 multiplies their two scales in the type they have, and
+in FP16 the product underflows (cosine 0.5 to the float model). Source: the strongly typed
+networks of TensorRT 10 and later, where precision lives in the graph; onnxruntime.transformers.float16.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from annotated_types import Ge
+from numpy.typing import NDArray
+
+from petra_deploy.core.errors import Problem
+from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
+from petra_deploy.core.plan import ActsOn
+from petra_deploy.worker.model.quiet import cause, quiet
+from petra_deploy.worker.model.work import values_of
+
+PHASE = Phase.FINISH
+ACTS_ON: ActsOn = "graph"
+SETTLED = True  # part of every candidate for a target that has it
+_LARGEST = 65504.0  # of float16
+_PASSING = frozenset(["Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten"])
+_ROOM = 0.5  # a value above this share of it may overflow on other rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Data):
+    calibration_rows: Annotated[int, Ge(1)] = 32
+
+
+def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
+    if target.device != "cuda":
+        return ("FP16 is for GPUs: processors compute it in FP32 and convert",)
+    return () if "fp16" in target.precisions else (f"{target.name} has no fp16",)
+
+
+def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
+    return {}
+
+
+def apply(model: Path, options: Options, tools: Tools) -> Applied:
+    """Return the path of the graph in FP16, and which of its nodes stayed in FP32.
+
+    Raises Problem("unsupported") where the conversion fails.
+    """
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    source = onnx.load(str(model))
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in source.graph.initializer}
+    wide = _beyond_range(source, options, tools)
+    exact = _int8_with_bias(source)
+    path = tools.scratch / "model.onnx"
+    with quiet():
+        try:
+            halved = convert_float_to_float16(source, keep_io_types=True, node_block_list=[*wide, *exact])
+        except Exception as error:
+            raise Problem("unsupported", f"the graph cannot be converted to FP16: {cause(error)}") from error
+    _restore(halved, constants)
+    sorted_ = ir.from_proto(halved)
+    passes.RemoveUnusedNodesPass()(sorted_)
+    passes.TopologicalSortPass()(sorted_)
+    ir.save(sorted_, path)
+    return Applied(path, facts={"fp32_nodes": wide, "int8_with_bias": len(exact)})
+
+
+def _beyond_range(model: onnx.ModelProto, options: Options, tools: Tools) -> list[str]:
+    """Nodes that read or write something too large for FP16. Unnamed ones get a name."""
+    for index, node in enumerate(model.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
+    rows = tools.calibration.first(options.calibration_rows)
+    first = tools.signature.inputs[0].shape
+    size = first[0] if first and isinstance(first[0], int) else min(8, len(rows))
+    largest: dict[str, float] = {}
+    for feeds, _ in rows.batches(size):
+        if len(next(iter(feeds.values()))) < size:
+            continue
+        for name, values in values_of(model, {spec.name: feeds[spec.name] for spec in tools.signature.inputs}).items():
+            largest[name] = max(largest.get(name, 0.0), _magnitude(values))
+    return [
+        node.name
+        for node in model.graph.node
+        if any(largest.get(name, 0.0) > _ROOM * _LARGEST for name in (*node.input, *node.output))
+    ]
+
+
+def _int8_with_bias(model: onnx.ModelProto) -> list[str]:
+    """Int8 layers with a bias, the Q/DQ pairs at their doors, and what lies between them and the next pair."""
+    made = {name: node for node in model.graph.node for name in node.output}
+    used: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            used.setdefault(name, []).append(node)
+    found: dict[str, onnx.NodeProto] = {}
+    todo = [
+        node
+        for node in model.graph.node
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm")
+        and len(node.input) > 2
+        and all(name in made and made[name].op_type == "DequantizeLinear" for name in node.input[:2])
+    ]
+    while todo:
+        node = todo.pop()
+        if node.name in found:
+            continue
+        found[node.name] = node
+        before = [made[name] for name in node.input if name in made]
+        after = [reader for name in node.output for reader in used.get(name, [])]
+        pair = "QuantizeLinear" if node.op_type == "DequantizeLinear" else "DequantizeLinear"
+        todo += [other for other in before if other.op_type == pair]
+        if node.op_type == "QuantizeLinear":
+            todo += [other for other in after if other.op_type == "DequantizeLinear"]
+        else:
+            todo += [other for other in after if other.op_type in _PASSING or other.op_type == "QuantizeLinear"]
+    return list(found)
+
+
+def _restore(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]) -> None:
+    """Give FP32 nodes what they read as it was: the converter rounds it to FP16 and casts it back."""
+    graph = model.graph
+    for node in [n for n in graph.node if n.op_type == "Cast" and n.input[0] in constants]:
+        if constants[node.input[0]].dtype == np.float32 and node.attribute[0].i == onnx.TensorProto.FLOAT:
+            graph.initializer.append(onnx.numpy_helper.from_array(constants[node.input[0]], node.output[0]))
+            graph.node.remove(node)
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast"}
+    floats = {value.name for value in graph.input if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT}
+    as_it_was = {}
+    for name, node in casts.items():
+        before = casts.get(node.input[0])  # FP32 to FP16, as the converter makes them, and back
+        if before is not None and node.attribute[0].i == onnx.TensorProto.FLOAT:
+            source = before.input[0]
+            if source in floats or source.endswith("_cast_to_fp16"):
+                as_it_was[name] = source
+    for node in graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = as_it_was.get(name, name)
+
+
+def _magnitude(values: Any) -> float:
+    """The largest finite magnitude of floats; masks may hold minus infinity on purpose."""
+    if not np.issubdtype(values.dtype, np.floating) or not values.size:
+        return 0.0
+    finite = np.abs(values[np.isfinite(values)])
+    return float(finite.max()) if finite.size else 0.0

@@ -1,0 +1,104 @@
+"""FP16 by casts in the graph: what is converted, what stays, and that ONNX Runtime runs it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto
+
+from petra_deploy.core.machine import resolve
+from petra_deploy.core.plan import Layout
+from petra_deploy.core.workload import Signature
+from petra_deploy.worker.model import parity
+from petra_deploy.worker.model.export import export
+from petra_deploy.worker.techniques import half, quantize_ort
+from tests.models import CASES, Case
+
+
+@pytest.mark.parametrize("name", ["cnn", "mobilenet", "hand_encoder", "gru_mean", "two_inputs"])
+def test_weights_are_fp16_doors_keep_their_types_and_answers_stay_close(name: str, tmp_path: Path) -> None:
+    case = CASES[name]()
+    source = _exported(case, tmp_path)
+    applied = half.apply(source, half.Options(), case.tools(tmp_path))
+    model = onnx.load(applied.model)
+    onnx.checker.check_model(model)
+    assert not [t.name for t in model.graph.initializer if t.data_type == TensorProto.FLOAT]
+    before, after = (onnxruntime.InferenceSession(str(p)) for p in (source, applied.model))
+    assert [(v.name, v.type) for v in after.get_inputs()] == [(v.name, v.type) for v in before.get_inputs()]
+    assert [(v.name, v.type) for v in after.get_outputs()] == [(v.name, v.type) for v in before.get_outputs()]
+    assert applied.facts["fp32_nodes"] == []
+    _follows(case, applied.model)
+
+
+def test_around_int8_layers_with_a_bias_all_stays_in_fp32_and_is_symmetric(tmp_path: Path) -> None:
+    case = CASES["resnet"]()
+    options = quantize_ort.Options(symmetric=True, reduce_range=True)  # this processor may saturate
+    quantized = quantize_ort.apply(_exported(case, tmp_path), options, case.tools(_sub(tmp_path, "q"), rows=32))
+    applied = half.apply(quantized.model, half.Options(), case.tools(_sub(tmp_path, "h")))
+    model = onnx.load(applied.model)
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert len(pairs) > 20
+    for node in pairs:
+        assert len(node.input) < 3 or (held[node.input[2]].dtype == np.int8 and not held[node.input[2]].any())
+    made = {name: node for node in model.graph.node for name in node.output}
+    sources = [made[name] for node in model.graph.node if node.op_type == "Conv" for name in node.input[:2]]
+    scales = [held[source.input[1]].dtype for source in sources if source.op_type == "DequantizeLinear"]
+    assert len(scales) > 20
+    assert set(scales) == {np.dtype(np.float32)}
+    _follows(case, applied.model)
+
+
+def test_around_int8_layers_without_a_bias_the_scales_are_fp16(tmp_path: Path) -> None:
+    case = CASES["hand_encoder"]()
+    options = quantize_ort.Options(symmetric=True, reduce_range=True)
+    quantized = quantize_ort.apply(_exported(case, tmp_path), options, case.tools(_sub(tmp_path, "q"), rows=32))
+    applied = half.apply(quantized.model, half.Options(), case.tools(_sub(tmp_path, "h")))
+    model = onnx.load(applied.model)
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    scales = [held[node.input[1]].dtype for node in model.graph.node if node.op_type == "DequantizeLinear"]
+    assert scales.count(np.dtype(np.float16)) > 10
+    assert scales.count(np.dtype(np.float32)) == 2  # before the last layer, which has a bias
+    _follows(case, applied.model)
+
+
+def test_what_would_overflow_stays_in_fp32(tmp_path: Path) -> None:
+    case = CASES["cnn"]()
+    source = _exported(case, tmp_path)
+    model = onnx.load(source)
+    large = next(t for t in model.graph.initializer if len(t.dims) > 1)
+    large.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(large) * np.float32(1e6), large.name))
+    onnx.save(model, source)
+    applied = half.apply(source, half.Options(), case.tools(tmp_path))
+    assert applied.facts["fp32_nodes"]
+    held = {t.name: t.data_type for t in onnx.load(applied.model).graph.initializer}
+    first = next(node for node in onnx.load(applied.model).graph.node if node.name == applied.facts["fp32_nodes"][0])  # type: ignore[index]
+    assert held[first.input[1]] == TensorProto.FLOAT
+
+
+def test_it_is_for_gpus_that_have_fp16() -> None:
+    nothing = Signature(inputs=(), outputs=())
+    layout = Layout(form="module", signature=nothing, parameters=1, bytes=4, operators={"Conv2d": 1})
+    assert half.obstacles(layout, resolve("t4")) == ()
+    assert "FP16 is for GPUs" in half.obstacles(layout, resolve("cpu"))[0]
+    assert half.obstacles(layout, replace(resolve("t4"), precisions=("fp32",))) == ("t4 has no fp16",)
+
+
+def _exported(case: Case, folder: Path) -> Path:
+    path = folder / "float.onnx"
+    export(case.adapter(), case.signature(), case.tensors(2), path)
+    return path
+
+
+def _follows(case: Case, path: Path) -> None:
+    batches = parity.probes(case.samples(8), case.signature())
+    expected = parity.run_module(case.adapter(), case.signature(), batches)
+    parity.compare(expected, parity.run_file(path, batches), case.signature(), parity.CLOSE)
+
+
+def _sub(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    return folder / name
