@@ -33,9 +33,10 @@ class Place:
         return replace(self.target, runtime=RUNTIME, device="cpu") if self.predicted else self.target
 
     def settings(self, strategy: Strategy) -> dict[str, object]:
-        """Of the runtime. What stands in computes Q/DQ pairs as they are written: the processor's own int8
-        kernels may saturate (without VNNI), which the target's do not.
-        """  # fmt: skip
+        """Of the runtime. What stands in computes Q/DQ pairs as they are written.
+
+        The processor's own int8 kernels may saturate (without VNNI), which the target's do not.
+        """
         return {**strategy.runtime, "optimization": "none"} if self.predicted else strategy.runtime
 
     @property
@@ -48,9 +49,7 @@ class Place:
 
 
 def find(name: str, *, require_measured: bool = False) -> Place:
-    """Raises BadInput for an unknown target; TargetAbsent for one that is not here and cannot be predicted,
-    or must not be.
-    """  # fmt: skip
+    """Raises BadInput for an unknown target; TargetAbsent for an absent one that cannot or must not be predicted."""
     target = resolve(name)
     why = absent(target) or unserved(target)
     if why is None:

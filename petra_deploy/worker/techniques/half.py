@@ -31,6 +31,7 @@ ACTS_ON: ActsOn = "graph"
 SETTLED = True  # part of every candidate for a target that has it
 _LARGEST = 65504.0  # of float16
 _PASSING = frozenset(["Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten"])
+_HALF_SCALES = 19  # the opset from which scales of Q/DQ pairs may be FP16
 _ROOM = 0.5  # a value above this share of it may overflow on other rows
 
 
@@ -60,6 +61,8 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in source.graph.initializer}
     wide = _beyond_range(source, options, tools)
     exact = _int8_with_bias(source)
+    if max(o.version for o in source.opset_import if o.domain in ("", "ai.onnx")) < _HALF_SCALES:
+        exact += [node.name for node in source.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
     path = tools.scratch / "model.onnx"
     with quiet():
         try:
@@ -80,12 +83,13 @@ def _beyond_range(model: onnx.ModelProto, options: Options, tools: Tools) -> lis
         node.name = node.name or f"{node.op_type}_{index}"
     rows = tools.calibration.first(options.calibration_rows)
     first = tools.signature.inputs[0].shape
-    size = first[0] if first and isinstance(first[0], int) else min(8, len(rows))
+    fixed = first[0] if first and isinstance(first[0], int) else None
     largest: dict[str, float] = {}
-    for feeds, _ in rows.batches(size):
-        if len(next(iter(feeds.values()))) < size:
-            continue
-        for name, values in values_of(model, {spec.name: feeds[spec.name] for spec in tools.signature.inputs}).items():
+    for feeds, _ in rows.batches(fixed or 8):
+        given = {spec.name: feeds[spec.name] for spec in tools.signature.inputs}
+        if fixed is not None:  # the last batch is filled up
+            given = {name: np.resize(values, (fixed, *values.shape[1:])) for name, values in given.items()}
+        for name, values in values_of(model, given).items():
             largest[name] = max(largest.get(name, 0.0), _magnitude(values))
     return [
         node.name

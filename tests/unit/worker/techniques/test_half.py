@@ -65,6 +65,37 @@ def test_around_int8_layers_without_a_bias_the_scales_are_fp16(tmp_path: Path) -
     _follows(case, applied.model)
 
 
+@pytest.mark.parametrize(("opset", "kind"), [(18, np.float32), (20, np.float16)])
+def test_before_opset_19_scales_stay_in_fp32(opset: int, kind: type, tmp_path: Path) -> None:
+    path, weights = tmp_path / "int8.onnx", np.random.default_rng(0).integers(-127, 127, (64, 4), np.int8)
+    constants = {"w": weights, "scale": np.float32(0.02), "zero": np.int8(0)}
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], ["d"]),
+        onnx.helper.make_node("DequantizeLinear", ["w", "scale", "zero"], ["v"]),
+        onnx.helper.make_node("MatMul", ["d", "v"], ["y"]),
+    ]
+    doors = [
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", size])
+        for name, size in (("x", 64), ("y", 4))
+    ]
+    held = [onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", doors[:1], doors[1:], held)
+    imports = [onnx.helper.make_opsetid("", opset)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=imports, ir_version=10), path)
+    applied = half.apply(path, half.Options(), CASES["mlp"]().tools(tmp_path))
+    model = onnx.load(applied.model)
+    kinds = {t.name: onnx.numpy_helper.to_array(t).dtype for t in model.graph.initializer}
+    assert {kinds[n.input[1]] for n in model.graph.node if n.op_type == "DequantizeLinear"} == {np.dtype(kind)}
+    rows = np.random.default_rng(1).standard_normal((3, 64)).astype(np.float32)
+    written = onnxruntime.SessionOptions()  # as written: fused int8 kernels may saturate
+    written.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    before, after = (
+        onnxruntime.InferenceSession(str(p), written).run(None, {"x": rows})[0] for p in (path, applied.model)
+    )
+    assert np.allclose(before, after, rtol=0.01, atol=0.1)
+
+
 def test_what_would_overflow_stays_in_fp32(tmp_path: Path) -> None:
     case = CASES["cnn"]()
     source = _exported(case, tmp_path)
