@@ -147,7 +147,7 @@ def test_options_arrive_at_the_api_as_they_were_typed(api: Callable[[Any], Calls
         "model": "m.pt", "data": "d.npz", "train": None, "selection": None, "test": None, "model_factory": "n.py:f",
         "trust": True, "inputs": ("x:float32[1,3]", "y:int64[1]"), "metric": "f1", "target": "cpu", "max_drop": 0.5,
         "objective": "size", "trials": 12, "time": 1200.0, "sampler": "cma", "seed": 3, "device": "cpu",
-        "batches": (4, 1), "out": "o", "storage": None, "resume": False,
+        "batches": (4, 1), "out": "o", "storage": None, "resume": False, "require_measured": False,
     }]  # fmt: skip
 
 
