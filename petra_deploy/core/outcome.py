@@ -39,7 +39,7 @@ class Figure(Data):
 
 @dataclass(frozen=True, kw_only=True)
 class Work(Data):
-    """What one operator of a graph has to do in a call with one row. Counted, never timed."""
+    """What one operator of a graph has to do in one call. Counted, never timed."""
 
     op: str
     macs: float  # multiply-accumulates

@@ -203,7 +203,7 @@ def _search(
     earlier = folder.outcomes()
     done.extend(earlier.values())
     used = sum(o.seconds for o in earlier.values())
-    reserve = _reserve(baseline, session.seconds)
+    reserve = _reserve(baseline, session.seconds, case.place)
     search = Search(
         encoding=Encoding(plan, CostModel(plan, fixed=_fixed(baseline)), request.seed),
         goal=request.goal,
@@ -226,10 +226,11 @@ def _fixed(baseline: Outcome) -> float:
     return baseline.seconds + 6.0
 
 
-def _reserve(baseline: Outcome, seconds: float) -> float:
-    """Seconds kept for the end: nine rounds of up to three finalists, the test split, packaging."""
+def _reserve(baseline: Outcome, seconds: float, place: Place) -> float:
+    """Seconds kept for the end: up to three finalists measured again (or predicted), the test split, packaging."""
+    again = FULL.rounds * baseline.round_seconds if place.predicted else ROUNDS * round_seconds(baseline)
     rest = baseline.seconds - FULL.rounds * baseline.round_seconds
-    return min(3 * ROUNDS * round_seconds(baseline) + 0.5 * rest + 5.0, 0.25 * seconds)
+    return min(3 * again + 0.5 * rest + 5.0, 0.25 * seconds)
 
 
 def package(

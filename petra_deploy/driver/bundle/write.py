@@ -73,7 +73,8 @@ def write(folder: Path, shipment: Shipment, store: Store) -> m.Manifest:
     with files.new_folder(folder) as draft:
         _copy(store.path(engine.key), draft)
         try:
-            int8 = any("quantize" in step.technique for step in shipment.chosen.strategy.steps)
+            operators = engine.facts.get("operators")
+            int8 = isinstance(operators, dict) and "DequantizeLinear" in operators
             config = triton.config(name, engine.signature, shipment.target, engine.settings, int8=int8)
         except BadInput as error:
             notes.append(f"no Triton repository: {error.message}")

@@ -22,7 +22,6 @@ FACTOR = 2.0  # of a latency and of a ratio, either way
 NOTE = f"by a latency model that nobody has measured on this target: bounds are a factor of {FACTOR:g} either way"
 _OF_PEAK, _OF_BANDWIDTH = 0.4, 0.7  # what a network of middling layers reaches of a GPU's data sheet
 _KERNEL_US = 4.0  # to start a kernel and wait for its end
-_HALF: dict[Precision, Precision] = {"fp32": "fp16"}
 
 
 def latency_ms(work: Sequence[Work], target: Target) -> float:
@@ -42,7 +41,7 @@ def halved(work: Sequence[Work]) -> tuple[Work, ...]:
     """What FP32 operators would do in FP16: half the bytes."""
     return tuple(
         replace(each, precision="fp16", weight_bytes=each.weight_bytes / 2, activation_bytes=each.activation_bytes / 2)
-        if each.precision in _HALF
+        if each.precision == "fp32"
         else each
         for each in work
     )

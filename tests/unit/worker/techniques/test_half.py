@@ -12,16 +12,15 @@ from onnx import TensorProto
 from petra_deploy.core.machine import resolve
 from petra_deploy.core.plan import Layout
 from petra_deploy.core.workload import Signature
-from petra_deploy.worker.model import parity
-from petra_deploy.worker.model.export import export
 from petra_deploy.worker.techniques import half, quantize_ort
-from tests.models import CASES, Case
+from tests.models import CASES
+from tests.unit.worker.techniques.graphs import exported, follows, inside
 
 
 @pytest.mark.parametrize("name", ["cnn", "mobilenet", "hand_encoder", "gru_mean", "two_inputs"])
 def test_weights_are_fp16_doors_keep_their_types_and_answers_stay_close(name: str, tmp_path: Path) -> None:
     case = CASES[name]()
-    source = _exported(case, tmp_path)
+    source = exported(case, tmp_path)
     applied = half.apply(source, half.Options(), case.tools(tmp_path))
     model = onnx.load(applied.model)
     onnx.checker.check_model(model)
@@ -30,14 +29,14 @@ def test_weights_are_fp16_doors_keep_their_types_and_answers_stay_close(name: st
     assert [(v.name, v.type) for v in after.get_inputs()] == [(v.name, v.type) for v in before.get_inputs()]
     assert [(v.name, v.type) for v in after.get_outputs()] == [(v.name, v.type) for v in before.get_outputs()]
     assert applied.facts["fp32_nodes"] == []
-    _follows(case, applied.model)
+    follows(case, applied.model)
 
 
 def test_around_int8_layers_with_a_bias_all_stays_in_fp32_and_is_symmetric(tmp_path: Path) -> None:
     case = CASES["resnet"]()
     options = quantize_ort.Options(symmetric=True, reduce_range=True)  # this processor may saturate
-    quantized = quantize_ort.apply(_exported(case, tmp_path), options, case.tools(_sub(tmp_path, "q"), rows=32))
-    applied = half.apply(quantized.model, half.Options(), case.tools(_sub(tmp_path, "h")))
+    quantized = quantize_ort.apply(exported(case, tmp_path), options, case.tools(inside(tmp_path, "q"), rows=32))
+    applied = half.apply(quantized.model, half.Options(), case.tools(inside(tmp_path, "h")))
     model = onnx.load(applied.model)
     held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
@@ -49,20 +48,20 @@ def test_around_int8_layers_with_a_bias_all_stays_in_fp32_and_is_symmetric(tmp_p
     scales = [held[source.input[1]].dtype for source in sources if source.op_type == "DequantizeLinear"]
     assert len(scales) > 20
     assert set(scales) == {np.dtype(np.float32)}
-    _follows(case, applied.model)
+    follows(case, applied.model)
 
 
 def test_around_int8_layers_without_a_bias_the_scales_are_fp16(tmp_path: Path) -> None:
     case = CASES["hand_encoder"]()
     options = quantize_ort.Options(symmetric=True, reduce_range=True)
-    quantized = quantize_ort.apply(_exported(case, tmp_path), options, case.tools(_sub(tmp_path, "q"), rows=32))
-    applied = half.apply(quantized.model, half.Options(), case.tools(_sub(tmp_path, "h")))
+    quantized = quantize_ort.apply(exported(case, tmp_path), options, case.tools(inside(tmp_path, "q"), rows=32))
+    applied = half.apply(quantized.model, half.Options(), case.tools(inside(tmp_path, "h")))
     model = onnx.load(applied.model)
     held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     scales = [held[node.input[1]].dtype for node in model.graph.node if node.op_type == "DequantizeLinear"]
     assert scales.count(np.dtype(np.float16)) > 10
     assert scales.count(np.dtype(np.float32)) == 2  # before the last layer, which has a bias
-    _follows(case, applied.model)
+    follows(case, applied.model)
 
 
 @pytest.mark.parametrize(("opset", "kind"), [(18, np.float32), (20, np.float16)])
@@ -98,7 +97,7 @@ def test_before_opset_19_scales_stay_in_fp32(opset: int, kind: type, tmp_path: P
 
 def test_what_would_overflow_stays_in_fp32(tmp_path: Path) -> None:
     case = CASES["cnn"]()
-    source = _exported(case, tmp_path)
+    source = exported(case, tmp_path)
     model = onnx.load(source)
     large = next(t for t in model.graph.initializer if len(t.dims) > 1)
     large.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(large) * np.float32(1e6), large.name))
@@ -116,20 +115,3 @@ def test_it_is_for_gpus_that_have_fp16() -> None:
     assert half.obstacles(layout, resolve("t4")) == ()
     assert "FP16 is for GPUs" in half.obstacles(layout, resolve("cpu"))[0]
     assert half.obstacles(layout, replace(resolve("t4"), precisions=("fp32",))) == ("t4 has no fp16",)
-
-
-def _exported(case: Case, folder: Path) -> Path:
-    path = folder / "float.onnx"
-    export(case.adapter(), case.signature(), case.tensors(2), path)
-    return path
-
-
-def _follows(case: Case, path: Path) -> None:
-    batches = parity.probes(case.samples(8), case.signature())
-    expected = parity.run_module(case.adapter(), case.signature(), batches)
-    parity.compare(expected, parity.run_file(path, batches), case.signature(), parity.CLOSE)
-
-
-def _sub(folder: Path, name: str) -> Path:
-    (folder / name).mkdir()
-    return folder / name

@@ -9,10 +9,10 @@ import pytest
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.target import Target
-from petra_deploy.worker.model import graph, parity
-from petra_deploy.worker.model.export import export
+from petra_deploy.worker.model import graph
 from petra_deploy.worker.techniques import quantize_dynamic, quantize_ort
 from tests.models import CASES, Case
+from tests.unit.worker.techniques.graphs import exported, follows, inside
 
 RTX = Target(name="rtx", runtime="tensorrt", device="cuda", precisions=("fp16", "int8"))
 
@@ -20,7 +20,7 @@ RTX = Target(name="rtx", runtime="tensorrt", device="cuda", precisions=("fp16", 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
 def test_static_quantization_covers_convolutions_and_follows_the_float_model(method: str, tmp_path: Path) -> None:
     case = CASES["cnn"]()
-    source = _exported(case, tmp_path)
+    source = exported(case, tmp_path)
     options = quantize_ort.Options(method=method, reduce_range=True)  # type: ignore[arg-type]
     applied = quantize_ort.apply(source, options, case.tools(tmp_path, rows=40))
     assert applied.facts["int8"]["Conv"] == 3  # type: ignore[index]
@@ -32,7 +32,7 @@ def test_residual_additions_are_quantized_around_convolutions_but_not_in_a_trans
     for name in ("resnet", "hand_encoder"):
         case = CASES[name]()
         applied = quantize_ort.apply(
-            _exported(case, tmp_path), quantize_ort.Options(), case.tools(_sub(tmp_path, name))
+            exported(case, tmp_path), quantize_ort.Options(), case.tools(inside(tmp_path, name))
         )
         counts[name] = applied.facts["int8"]
     assert counts["resnet"]["Add"] == 8  # type: ignore[index]
@@ -42,7 +42,7 @@ def test_residual_additions_are_quantized_around_convolutions_but_not_in_a_trans
 def test_reduced_range_keeps_weights_within_seven_bits(tmp_path: Path) -> None:
     case = CASES["cnn"]()
     applied = quantize_ort.apply(
-        _exported(case, tmp_path), quantize_ort.Options(reduce_range=True), case.tools(tmp_path)
+        exported(case, tmp_path), quantize_ort.Options(reduce_range=True), case.tools(tmp_path)
     )
     weights = [onnx.numpy_helper.to_array(t) for t in onnx.load(applied.model).graph.initializer]
     assert max(int(np.abs(w.astype(int)).max()) for w in weights if w.dtype == np.int8 and w.ndim > 1) <= 64
@@ -52,7 +52,7 @@ def test_reduced_range_keeps_weights_within_seven_bits(tmp_path: Path) -> None:
 def test_dynamic_quantization_covers_lstm_and_linear_layers(name: str, operator: str, tmp_path: Path) -> None:
     case = CASES[name]()
     applied = quantize_dynamic.apply(
-        _exported(case, tmp_path), quantize_dynamic.Options(reduce_range=True), case.tools(tmp_path)
+        exported(case, tmp_path), quantize_dynamic.Options(reduce_range=True), case.tools(tmp_path)
     )
     assert operator in applied.facts["int8"]  # type: ignore[operator]
     _follows(case, applied.model)
@@ -72,9 +72,9 @@ def test_a_graph_without_anything_to_quantize_is_refused(tmp_path: Path) -> None
 
 def test_the_source_file_is_untouched(tmp_path: Path) -> None:
     case = CASES["mlp"]()
-    source = _exported(case, tmp_path)
+    source = exported(case, tmp_path)
     before = source.read_bytes()
-    quantize_ort.apply(source, quantize_ort.Options(), case.tools(_sub(tmp_path, "scratch")))
+    quantize_ort.apply(source, quantize_ort.Options(), case.tools(inside(tmp_path, "scratch")))
     assert source.read_bytes() == before
 
 
@@ -84,19 +84,6 @@ def test_what_does_not_apply_is_said_before() -> None:
     assert "CPU only" in quantize_dynamic.obstacles(layout, RTX)[0]
 
 
-def _exported(case: Case, folder: Path) -> Path:
-    path = folder / f"{case.name}.float.onnx"
-    export(case.adapter(), case.signature(), case.tensors(2), path)
-    return path
-
-
 def _follows(case: Case, path: Path) -> None:
-    batches = parity.probes(case.samples(8), case.signature())
-    expected = parity.run_module(case.adapter(), case.signature(), batches)
-    parity.compare(expected, parity.run_file(path, batches), case.signature(), parity.CLOSE)
+    follows(case, path)
     assert graph.quantized(ir.load(path))
-
-
-def _sub(folder: Path, name: str) -> Path:
-    (folder / name).mkdir()
-    return folder / name
