@@ -26,6 +26,7 @@ _ON_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL  # rights t
 _READ = _READ_FILE | _READ_DIR
 _NEEDED_ABI = 4  # the first that controls TCP
 _ABI_FILES = {4: (1 << 15) - 1}  # later ones also control ioctl on devices
+_GPU_DEVICES = ("nvidia*", "nvhost*", "nvmap", "nvgpu", "dri")  # in /dev
 
 
 def jail(
@@ -37,8 +38,9 @@ def jail(
     Paths that do not exist are left out. `write` includes reading. Raises RuntimeError when other
     threads run already, since they would stay outside.
     """
+    devices = [path for pattern in _GPU_DEVICES for path in Path("/dev").glob(pattern)]
     if memory_bytes is not None:
-        _limit(memory_bytes)
+        _limit(memory_bytes, addresses=not devices)
     if not available():
         return False
     if sum(1 for _ in Path("/proc/self/task").iterdir()) > 1:
@@ -51,8 +53,7 @@ def jail(
     try:
         for path in {*read}:
             _allow(libc, ruleset, path, (_READ | (_EXECUTE if programs else 0)) & handled)
-        devices = [Path("/dev/shm"), Path("/dev/null"), *Path("/dev").glob("nvidia*"), Path("/dev/dri")]
-        for path in {*write, *devices}:
+        for path in {*write, *devices, Path("/dev/shm"), Path("/dev/null")}:
             _allow(libc, ruleset, path, handled & ~_EXECUTE)
         _checked(libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
         _checked(libc.syscall(_RESTRICT, ruleset, 0), "restrict")
@@ -84,10 +85,14 @@ def python_paths() -> list[Path]:
     return sorted(path for path in paths if path.exists() and path != Path("/"))
 
 
-def _limit(memory_bytes: int) -> None:
+def _limit(memory_bytes: int, *, addresses: bool) -> None:
+    """Of core files none, of `addresses` as many as given: CUDA reserves far more of them than it ever uses,
+    so where there is a GPU the driver's watch over resident memory holds alone.
+    """
     import resource
 
-    for kind, value in ((resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
+    limits = [(resource.RLIMIT_CORE, 0), *([(resource.RLIMIT_AS, memory_bytes)] if addresses else [])]
+    for kind, value in limits:
         _, hard = resource.getrlimit(kind)
         if hard != resource.RLIM_INFINITY:
             value = min(value, hard)

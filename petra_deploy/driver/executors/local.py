@@ -36,6 +36,7 @@ _FOLDERS = {  # where packages would otherwise write into the user's home
     "HABANA_LOGS": "tmp/inc",
     "MPLCONFIGDIR": "tmp/matplotlib",
     "NUMBA_CACHE_DIR": "tmp/numba",
+    "CUDA_CACHE_PATH": "tmp/cuda",
     "TORCHINDUCTOR_CACHE_DIR": "tmp/inductor",
 }
 _WORKER = "petra_deploy.worker.main"

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the processor: an engine is the ONNX file itself plus the settings of its session.
+"""ONNX Runtime: an engine is the ONNX file itself plus the settings of its session.
 
     engine = build(graph, store.path(graph.key) / "model.onnx", target, {"threads": 1}, folder)
     with open(folder, engine.settings) as runner:
@@ -30,6 +30,7 @@ from petra_deploy.core.outcome import Engine, Graph
 from petra_deploy.core.plan import Knob
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Signature, TensorSpec
+from petra_deploy.worker.backends import _ort_device as device
 
 _LEVELS = {
     "all": "ORT_ENABLE_ALL",
@@ -49,6 +50,9 @@ class Settings(Data):
     execution_mode: Literal["sequential", "parallel"] = "sequential"
     allow_spinning: bool = False
     arena: bool = True  # keep memory between calls
+    provider: Literal["cpu", "cuda", "tensorrt"] | None = None  # None: by the target's device
+    cuda_graph: Literal["off", "on"] = "off"  # capture a call once a shape and replay it: for many small kernels
+    channels: Literal["first", "last"] = "first"  # of convolutions; a GPU's matrix units want them last in FP16
 
     def disabled(self) -> list[str]:
         extra = {_SKIP_LAYER_NORM} if self.fusions == "no_skip_layer_norm" else set()
@@ -56,11 +60,15 @@ class Settings(Data):
 
 
 def obstacles(target: Target) -> tuple[str, ...]:
-    return () if target.device == "cpu" else ("this backend runs on the processor only",)
+    """Raises Problem "extra" where the target is a CUDA device and this ONNX Runtime was built without it."""
+    if target.device == "cuda":
+        device.require("cuda")
+    return ()
 
 
 def knobs(target: Target) -> dict[str, Knob]:
-    return {"fusions": Knob.choice("default", "no_skip_layer_norm")}
+    knobs = {"fusions": Knob.choice("default", "no_skip_layer_norm")}
+    return knobs if target.device == "cpu" else {**knobs, **device.knobs()}
 
 
 def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, object], folder: Path) -> Engine:
@@ -72,6 +80,7 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
     wanted = files.decode(dict(settings), Settings, "the runtime settings")
     resolved = asdict(wanted) | {"threads": wanted.threads or target.threads}
     resolved["disabled_optimizers"] = wanted.disabled()
+    resolved["provider"] = wanted.provider or target.device
     shutil.copyfile(model, folder / "model.onnx")
     with tempfile.TemporaryDirectory() as scratch:
         optimized = Path(scratch) / "optimized.onnx"
@@ -79,9 +88,13 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
             _check_doors(runner, graph.signature)
             _try(runner, graph.signature)
         operators = _operators(optimized)
+    facts: dict[str, object] = {"operators": operators}
+    if resolved["provider"] != "cpu":
+        facts["nodes"] = device.nodes_by_provider(folder / "model.onnx", _options(wanted, None), resolved,
+                                                  _examples(graph.signature, 1))  # fmt: skip
     return Engine(
         key="", graph=graph.key, backend="onnxruntime", signature=graph.signature, settings=resolved,
-        versions=describe(), bytes=(folder / "model.onnx").stat().st_size, facts={"operators": operators},
+        versions=describe(), bytes=(folder / "model.onnx").stat().st_size, facts=facts,
     )  # fmt: skip
 
 
@@ -103,12 +116,15 @@ class Session:
                  padding: list[NDArray[np.float64]] | None = None) -> None:  # fmt: skip
         chosen = Settings(**settings)  # type: ignore[arg-type]
         options = _options(chosen, optimized)
+        providers = device.providers(settings)
         try:
             self._session: Any = ort.InferenceSession(
-                str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=chosen.disabled()
+                str(model), options, providers=providers, disabled_optimizers=chosen.disabled()
             )
         except Exception as error:  # ONNX Runtime's errors share no base of their own
             raise Problem("unsupported", f"ONNX Runtime refuses the model: {_sentence(error)}") from error
+        device.check(self._session, settings)
+        self._replay = device.Replay(self._session) if chosen.cuda_graph == "on" else None
         self._padding = padding
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
@@ -116,13 +132,13 @@ class Session:
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Raises Problem "unsupported" where the engine cannot run on these feeds."""
         try:
-            outputs: list[NDArray[Any]] = self._session.run(None, feeds)
+            outputs: list[NDArray[Any]] = (self._replay or self._session).run(None, feeds)
         except Exception as error:
             raise Problem("unsupported", f"the engine cannot run: {_sentence(error)}") from error
         return outputs
 
     def close(self) -> None:
-        self._session = self._padding = None
+        self._session = self._padding = self._replay = None
 
     def __enter__(self) -> Self:
         return self
@@ -172,11 +188,16 @@ def _try(runner: Session, signature: Signature) -> None:
 
     A model with further dynamic dimensions is left to the data: no size suits every one of them.
     """
-    if any(isinstance(size, str) for spec in signature.inputs for size in spec.shape[1:]):
-        return
     for batch in (1, 2) if signature.dynamic_batch else (1,):
-        feeds = {spec.name: example(spec, batch) for spec in signature.inputs if spec.name in runner.inputs}
-        runner.run(feeds)
+        if feeds := _examples(signature, batch):
+            runner.run({name: values for name, values in feeds.items() if name in runner.inputs})
+
+
+def _examples(signature: Signature, batch: int) -> dict[str, NDArray[Any]]:
+    """Feeds of that many rows; none where further dimensions are dynamic."""
+    if any(isinstance(size, str) for spec in signature.inputs for size in spec.shape[1:]):
+        return {}
+    return {spec.name: example(spec, batch) for spec in signature.inputs}
 
 
 def _operators(optimized: Path) -> dict[str, int]:

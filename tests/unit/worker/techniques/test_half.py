@@ -115,3 +115,24 @@ def test_it_is_for_gpus_that_have_fp16() -> None:
     assert half.obstacles(layout, resolve("t4")) == ()
     assert "FP16 is for GPUs" in half.obstacles(layout, resolve("cpu"))[0]
     assert half.obstacles(layout, replace(resolve("t4"), precisions=("fp32",))) == ("t4 has no fp16",)
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_bf16_has_its_own_rounding_and_range(name: str, tmp_path: Path) -> None:
+    """ONNX Runtime has no BF16 kernels for processors, so ONNX's own reference evaluates it."""
+    case = CASES[name]()
+    source = exported(case, tmp_path)
+    model = onnx.load(half.apply(source, half.Options(dtype="bf16"), case.tools(inside(tmp_path, "b"))).model)
+    onnx.checker.check_model(model, full_check=True)
+    before = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(source).graph.initializer}
+    brains = [t for t in model.graph.initializer if t.data_type == TensorProto.BFLOAT16]
+    assert brains
+    assert not [t for t in model.graph.initializer if t.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16)]
+    for tensor in brains:
+        values = onnx.numpy_helper.to_array(tensor)
+        assert np.array_equal(values, before[tensor.name].astype(values.dtype))  # rounded once, from FP32
+    feeds = dict(case.samples(4).inputs)
+    (wanted,) = onnxruntime.InferenceSession(str(source)).run(None, feeds)
+    (found,) = onnx.reference.ReferenceEvaluator(model).run(None, feeds)
+    assert found.dtype == np.float32
+    assert np.abs(found - wanted).max() < 0.03 * np.abs(wanted).max()
