@@ -4,10 +4,12 @@
     with petra_deploy.load_bundle(result.bundle) as bundle:
         outputs = bundle.run({"image": images})
 
-Each name is imported at its first use, so importing the package costs nothing.
+Each name is imported at its first use, so importing the package costs nothing. It tells ONNX Runtime,
+which from 1.31 on would report its use to its maker, to send nothing.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from petra_deploy.runtime import Bundle, load_bundle
 
 __version__ = "0.1.0"
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported, and by every child
 
 __all__ = [
     "Bundle", "Manifest", "PetraError", "Result", "Step", "Strategy", "__version__", "apply", "inspect",

@@ -53,7 +53,8 @@ def jail(
     try:
         for path in {*read}:
             _allow(libc, ruleset, path, (_READ | (_EXECUTE if programs else 0)) & handled)
-        for path in {*write, *devices, Path("/dev/shm"), Path("/dev/null")}:
+        own = [Path("/proc/self")] if devices else []  # CUDA names its threads there, or does not start (error 304)
+        for path in {*write, *devices, *own, Path("/dev/shm"), Path("/dev/null")}:
             _allow(libc, ruleset, path, handled & ~_EXECUTE)
         _checked(libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0), "no new privileges")
         _checked(libc.syscall(_RESTRICT, ruleset, 0), "restrict")

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ def bundle(shipment: Shipment, store: Store, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
+ROOT = Path(__file__).resolve().parents[2]
 IMAGE = np.ones((2, 1, 8), np.float32)
 KIND = np.array([0, 5])
 EXPECTED = np.array([[[84, 92, 100]], [[89, 97, 105]]], np.float32)
@@ -62,3 +64,14 @@ def test_serving_needs_no_torch(bundle: Path) -> None:
     code += "print(sorted({'torch', 'optuna', 'onnx', 'cmaes'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_serving_leaves_nothing_in_the_users_home(bundle: Path, tmp_path: Path) -> None:
+    """ONNX Runtime from 1.31 on keeps an identifier and reports its use there, unless it is told not to."""
+    home = tmp_path / "home"
+    home.mkdir()
+    code = f"import petra_deploy as p; b = p.load_bundle({str(bundle)!r}); print(len(b.manifest.inputs)); b.close()"
+    away = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "ORT_"))}
+    subprocess.run([sys.executable, "-c", code], env=away | {"HOME": str(home)}, check=True, cwd=ROOT)
+    subprocess.run([sys.executable, str(bundle / "example.py")], env=away | {"HOME": str(home)}, check=True)
+    assert [path for path in home.rglob("*") if path.is_file()] == []

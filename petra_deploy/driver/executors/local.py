@@ -39,6 +39,7 @@ _FOLDERS = {  # where packages would otherwise write into the user's home
     "CUDA_CACHE_PATH": "tmp/cuda",
     "TORCHINDUCTOR_CACHE_DIR": "tmp/inductor",
 }
+_KEPT = ("ORT_DISABLE_TELEMETRY",)  # of the variables by which a user's shell could change ONNX Runtime
 _WORKER = "petra_deploy.worker.main"
 _ROOT = Path(__file__).resolve().parents[3]  # what holds the package: children import the same one
 
@@ -106,7 +107,7 @@ class _Child:
     def __init__(self, options: Options, memory: int) -> None:
         job_read, self._jobs = os.pipe()
         self._answers, answer_write = os.pipe()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("ORT_")}
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("ORT_") or k in _KEPT}
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
         for name, folder in _FOLDERS.items():
             environment[name] = str(options.store / folder)

@@ -42,8 +42,8 @@ def require(provider: str) -> None:
 
 
 def knobs() -> dict[str, Knob]:
-    """What may be chosen on a GPU; TensorRT's provider only where its library loads."""
-    found = {"cuda_graph": Knob.choice("off", "on"), "channels": Knob.choice("first", "last")}
+    """What may be chosen on a GPU, the likely better first; TensorRT's provider only where its library loads."""
+    found = {"cuda_graph": Knob.choice("on", "off"), "channels": Knob.choice("last", "first")}
     if NAMES["tensorrt"] in ort.get_available_providers() and _loads(_NVINFER):
         found["provider"] = Knob.choice("cuda", "tensorrt")
     return found

@@ -42,7 +42,9 @@ def run(job: Measure, context: Context) -> Measurement:
         if job.earlier is not None:
             peak = job.earlier.peak_memory
         else:
-            peak = _peak(job.engine, feeds[next(iter(feeds))], context)  # first: no engine is open yet
+            peak = _peak(
+                job.engine, feeds[next(iter(feeds))], job.target.device, context
+            )  # first: no engine is open yet
         before = preflight.state()
         measured = loop.measure(
             {side: _opener(engine, context) for side, engine in engines.items()}, feeds,
@@ -107,10 +109,10 @@ def _opener(engine: Engine, context: Context) -> Callable[[int], Runner]:
     return lambda seed: backend.open(folder, engine.settings, seed=seed)
 
 
-def _peak(engine: Engine, feeds: list[dict[str, NDArray[Any]]], context: Context) -> Figure:
-    scratch = context.store.scratch()
+def _peak(engine: Engine, feeds: list[dict[str, NDArray[Any]]], device: str, context: Context) -> Figure:
+    scratch, folder = context.store.scratch(), context.store.path(engine.key)
     try:
-        return peak_memory(engine.backend, context.store.path(engine.key), engine.settings, feeds, scratch)
+        return peak_memory(engine.backend, folder, engine.settings, feeds, scratch, device=device)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -8,7 +8,8 @@ numpy and the runtime are in it, as they are in the smallest server; the other e
     python -P -m petra_deploy.worker.measure.memory REQUEST.json
 
 In the jail no program can be started. There the child is a fork, so ask before any engine is open;
-what the worker itself holds (some 30 MB) is then in the figure, whose note says so.
+what the worker itself holds (some 30 MB) is then in the figure, whose note says so. For a GPU no child
+will do, since in the jail CUDA starts in the worker alone: there the worker serves, before anything else.
 """
 
 import json
@@ -36,10 +37,15 @@ _MARK = "petra-peak-bytes "
 
 
 def peak_memory(
-    backend: str, folder: Path, settings: Mapping[str, object], feeds: Feeds, scratch: Path
-) -> Figure:  # fmt: skip
-    """`feeds` are served in turn; `scratch` is an empty folder. Raises Problem when serving fails."""
+    backend: str, folder: Path, settings: Mapping[str, object], feeds: Feeds, scratch: Path, *, device: str = "cpu"
+) -> Figure:
+    """`feeds` are served in turn; `scratch` is an empty folder. Raises Problem when serving fails.
+
+    Of the host's memory; what a GPU holds is not in it.
+    """
     request = _write_request(backend, folder, settings, feeds, scratch)
+    if device != "cpu":
+        return Figure(value=float(serve(request)), unit="bytes", n=1, note="of the host, with the worker that served")
     command = [sys.executable, "-P", "-m", "petra_deploy.worker.measure.memory", str(request)]
     note = ""
     try:

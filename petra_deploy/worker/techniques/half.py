@@ -142,6 +142,11 @@ def _int8_with_bias(model: onnx.ModelProto) -> list[str]:
 def _restore(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]) -> None:
     """Give FP32 nodes what they read as it was: the converter rounds it to FP16 and casts it back."""
     graph = model.graph
+    seen: set[str] = set()
+    for node in list(graph.node):  # ONNX Runtime before 1.32 makes one cast twice
+        if node.op_type == "Cast" and node.output[0] in seen:
+            graph.node.remove(node)
+        seen.update(node.output)
     for node in [n for n in graph.node if n.op_type == "Cast" and n.input[0] in constants]:
         if constants[node.input[0]].dtype == np.float32 and node.attribute[0].i == onnx.TensorProto.FLOAT:
             graph.initializer.append(onnx.numpy_helper.from_array(constants[node.input[0]], node.output[0]))

@@ -84,7 +84,7 @@ def test_torch_and_onnxruntime_work_inside(tmp_path):
 
 
 def test_the_memory_limit_holds_without_a_jail():
-    code = "from petra_deploy.worker.jail import _limit; _limit(1 << 30); bytearray(2 << 30)"
+    code = "from petra_deploy.worker.jail import _limit; _limit(1 << 30, addresses=True); bytearray(2 << 30)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "MemoryError" in finished.stderr
 

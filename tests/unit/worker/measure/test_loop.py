@@ -167,3 +167,21 @@ def test_a_process_stopped_by_a_signal_never_records_the_pause_as_slow() -> None
         os.kill(child.pid, signal.SIGCONT)
         told = child.stdout.read()
     assert "worst True" in told
+
+
+def test_a_first_call_that_prepares_does_not_pass_for_the_speed() -> None:
+    """On a GPU the first call at a shape chooses kernels and captures graphs, for longer than a whole round."""
+
+    class Preparing:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def run(self, feeds: object) -> list[np.ndarray]:
+            self.calls += 1
+            time.sleep(0.4 if self.calls == 1 else 0.001)
+            return []
+
+    engine = Preparing()
+    seconds = loop._warm_up(engine, [{}], loop.SHORT)  # type: ignore[arg-type]
+    assert engine.calls > loop.WARM_CALLS
+    assert seconds < 0.4 / 2  # the first call is no part of it

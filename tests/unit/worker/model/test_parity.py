@@ -1,13 +1,17 @@
 """Parity: what counts as the same model, what as another one."""
 
+from pathlib import Path
+
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import Signature, TensorSpec
-from petra_deploy.worker.model.parity import CLOSE, EXACT, RELATED, compare, probes, run_module
+from petra_deploy.worker.model.parity import CLOSE, EXACT, RELATED, compare, probes, run_file, run_module
 
 TWO = Signature(
     inputs=(TensorSpec(name="x", dtype="float32", shape=("batch", 2)),),
@@ -59,3 +63,19 @@ def test_probes_are_of_two_sizes_or_of_the_one_that_a_static_batch_takes() -> No
     assert [len(feeds["x"]) for feeds in probes(samples, TWO)] == [1, 5]
     static = Signature(inputs=(TensorSpec(name="x", dtype="float32", shape=(4, 2)),), outputs=TWO.outputs)
     assert [len(feeds["x"]) for feeds in probes(samples, static)] == [4]
+
+
+def test_a_file_in_bf16_is_compared_in_fp32(tmp_path: Path) -> None:
+    weight = np.array([[1.0, 1 / 3], [-2.0, 0.1]], ml_dtypes.bfloat16)
+    nodes = [
+        onnx.helper.make_node("Cast", ["x"], ["b"], to=onnx.TensorProto.BFLOAT16),
+        onnx.helper.make_node("MatMul", ["b", "w"], ["p"]),
+        onnx.helper.make_node("Cast", ["p"], ["y"], to=onnx.TensorProto.FLOAT),
+    ]
+    ends = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, ["rows", 2]) for n in "xy"]
+    graph = onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], [onnx.numpy_helper.from_array(weight, "w")])
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10), path)
+    x = np.eye(2, dtype=np.float32)
+    ((y,),) = run_file(path, [{"x": x}])
+    np.testing.assert_allclose(y, weight.astype(np.float32))
