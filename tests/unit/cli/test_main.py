@@ -141,7 +141,8 @@ def test_every_option_of_optimize_has_an_example_that_names_it() -> None:
 def test_options_arrive_at_the_api_as_they_were_typed(api: Callable[[Any], Calls], result: Any) -> None:
     calls = api(result)
     line = "optimize m.pt --data d.npz --model n.py:f --input x:float32[1,3] --input y:int64[1] --max-drop 0.5 "
-    line += "--time 20m --trials 12 --batch 4,1 --seed 3 --out o --device cpu --metric f1 --objective size --trust --runtime openvino"
+    line += "--time 20m --trials 12 --batch 4,1 --seed 3 --out o --device cpu --metric f1 --objective size --trust"
+    line += " --runtime openvino"
     assert run([*line.split(), "--quiet"]) == 0
     assert calls == [{
         "model": "m.pt", "data": "d.npz", "train": None, "selection": None, "test": None, "model_factory": "n.py:f",
