@@ -17,21 +17,25 @@ from petra_deploy.core.job import Inspect, Limits
 from petra_deploy.core.outcome import Failed, Front, Goal, Outcome
 from petra_deploy.core.plan import Offer
 from petra_deploy.core.strategy import Strategy
-from petra_deploy.driver.confirm import FEWEST, round_seconds
+from petra_deploy.driver.confirm import FEWEST, SECONDS, round_seconds
 from petra_deploy.driver.evaluate import Case, evaluate
 from petra_deploy.driver.place import on
 from petra_deploy.driver.search import choose
 from petra_deploy.driver.session import Session
 
-_SHARE = 0.8  # of the time left, that the rounds of all finalists may be expected to take
+_SHARE = 0.8  # of the time left may be expected to go into rounds
 
 
 def with_variants(
     finalists: Sequence[Outcome], goal: Goal, case: Case, baseline: Outcome, session: Session
 ) -> tuple[Outcome, ...]:
-    """The finalists, and after them their variants as far as the time allows; what is left out is said."""
-    found = list(finalists)
-    as_it_came = [] if any(not outcome.strategy.steps for outcome in finalists) else [baseline]
+    """The finalists, and after them their variants; what is left out is said.
+
+    A variant gets one round of measurement first. Where the time is short, of each finalist only the runtime
+    that it found faster goes on; the fastest finalist's variants are made in any case.
+    """
+    made: list[tuple[Outcome | None, Outcome]] = []  # the finalist, or None for the model as it came; its variant
+    came = [] if any(not outcome.strategy.steps for outcome in finalists) else [None]
     racing = replace(case, batches=choose.judged_by(goal, case.batches))
     for runtime in case.place.other_runtimes:
         session.say(f"trying the finalists in {runtime}")
@@ -40,19 +44,31 @@ def with_variants(
         if isinstance(inspected, Failed):
             session.say(f"{runtime} was not tried: {inspected.reason}", "warning")
             continue
-        for outcome in (*finalists, *as_it_came):
-            moved = variant(outcome.strategy, runtime, inspected.value.offers)
+        for number, outcome in enumerate((*finalists, *came)):
+            original = outcome or baseline
+            moved = variant(original.strategy, runtime, inspected.value.offers)
             if isinstance(moved, str):
-                session.say(f"{outcome.strategy.describe()} was not tried in {runtime}: {moved}", "note")
-            elif FEWEST * (len(found) + 1) * round_seconds(baseline) > _SHARE * session.left():
+                session.say(f"{original.strategy.describe()} was not tried in {runtime}: {moved}", "note")
+            elif number and session.left() < baseline.seconds + _turns(len(finalists), baseline):
                 session.say(f"no time is left to try more finalists in {runtime}: give it more --time", "note")
                 break
             else:
                 limits = Limits(seconds=max(session.left(), 60.0))
-                made = evaluate(moved, replace(outcome.fidelity, rounds=1), racing, session.run, limits)
-                if _worth(made, outcome, goal, session):
-                    found.append(made)
-    return tuple(found)
+                found = evaluate(moved, replace(original.fidelity, rounds=1), racing, session.run, limits)
+                if _worth(found, original, goal, session):
+                    made.append((outcome, found))
+    everything = (*finalists, *(found for _, found in made))
+    if not made or _turns(len(everything), baseline) <= session.left():
+        return everything
+    session.say("the time is short: each finalist goes on in the runtime that one round found faster", "note")
+    return tuple(
+        max((one, *(found for of, found in made if of is one)), key=lambda o: _gain(o, goal, 1)) for one in finalists
+    )
+
+
+def _turns(count: int, baseline: Outcome) -> float:
+    """Seconds that measuring so many in turns may be expected to take at least, and a little more."""
+    return FEWEST * count * round_seconds(baseline, SECONDS) / _SHARE
 
 
 def variant(strategy: Strategy, runtime: str, offers: Sequence[Offer]) -> Strategy | str:

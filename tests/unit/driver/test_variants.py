@@ -73,8 +73,10 @@ def test_finalists_and_the_model_as_it_came_are_tried_in_the_other_runtime(store
     computed = theirs.engine.facts["precisions"]
     assert isinstance(computed, dict)
     assert sum(computed[name].get("Convolution", 0) for name in ("i8", "u8") if name in computed) > 0
-    assert tried(1.0) == (finalist,)
-    assert "no time is left" in said[-1]
+    (faster,) = tried(1.0)
+    assert faster.strategy.backend in ("", "openvino")
+    assert "no time is left to try more" in said[-2]
+    assert "the time is short" in said[-1]
 
 
 def test_the_notes_say_what_is_the_runtimes_and_what_the_searchs(outcome: Outcome) -> None:
