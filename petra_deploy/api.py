@@ -75,6 +75,7 @@ def optimize(
     selection: str | Path | None = None,
     test: str | Path | None = None,
     target: str = "cpu",
+    runtime: str = "",
     require_measured: bool = False,
     model_factory: str | None = None,
     trust: bool = False,
@@ -98,7 +99,8 @@ def optimize(
     `time` is in seconds, or text such as "20m"; it defaults to 15 minutes, or to half a minute a
     trial where only `trials` is given. Where no strategy met the budget, the result's `bundle` is
     None and `front.why` says why. For a target that is not here latencies are predicted, and say so in
-    every figure's origin; `require_measured` refuses it instead.
+    every figure's origin; `require_measured` refuses it instead. Finalists are tried in every runtime of
+    the target that is installed; `runtime` names one for the whole run, the baseline too.
 
     Raises a PetraError: NotMet (exit code 1) where the search is hopeless, BadInput (2),
     TargetAbsent (3), MissingExtra (4), OutOfDisk (75), Interrupted (130).
@@ -111,6 +113,7 @@ def optimize(
             data=data_source(data, train, selection, test, folder),
             load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder), seed=seed),
             target=target_name(target),
+            runtime=runtime,
             require_measured=require_measured,
             goal=goal(objective, max_drop, batches),
             budget=budget(trials, time),
@@ -132,6 +135,7 @@ def apply(
     selection: str | Path | None = None,
     test: str | Path | None = None,
     target: str = "cpu",
+    runtime: str = "",
     require_measured: bool = False,
     model_factory: str | None = None,
     trust: bool = False,
@@ -169,6 +173,7 @@ def apply(
                 inputs=tuple(inputs), metric=metric_name(metric or recipe.known_metric(data), folder), seed=seed
             ),
             target=target_name(target),
+            runtime=runtime,
             require_measured=require_measured,
             goal=goal(objective or asked.objective, asked.max_drop if max_drop is None else max_drop, batches),
             budget=budget(1, time or 3600.0),

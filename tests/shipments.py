@@ -9,13 +9,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from petra_deploy.core.outcome import Engine, Figure, Goal, Graph, Latency, Measurement, Outcome, Score
 from petra_deploy.core.plan import Group, Layout
+from petra_deploy.core.registry import find
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import FULL, Step, Strategy
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import MetricSpec, Signature, Split, TensorSpec, Workload
 from petra_deploy.driver.bundle.write import Shipment
-from petra_deploy.worker.backends import onnxruntime as backend
 
 SIGNATURE = Signature(
     inputs=(TensorSpec(name="image", dtype="float32", shape=("batch", 1, 8)),
@@ -45,12 +45,15 @@ def write_model(path: Path, padding: int) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
 
 
-def engine(store: Store, scratch: Path, padding: int, settings: dict[str, object]) -> Engine:
+def engine(
+    store: Store, scratch: Path, padding: int, settings: dict[str, object], runtime: str = "onnxruntime"
+) -> Engine:
     path = scratch / f"{padding}.onnx"
     write_model(path, padding)
     graph = Graph(key="graph", signature=SIGNATURE, bytes=path.stat().st_size)
     built: list[Engine] = []
-    key = store.add(lambda folder: built.append(backend.build(graph, path, TARGET, settings, folder)))
+    backend, target = find("backend", runtime), replace(TARGET, runtime=runtime)
+    key = store.add(lambda folder: built.append(backend.build(graph, path, target, settings, folder)))
     return replace(built[0], key=key)
 
 
@@ -66,7 +69,8 @@ def latency(batch: int, value: float) -> Latency:
     )  # fmt: skip
 
 
-def make_shipment(store: Store, scratch: Path) -> Shipment:
+def make_shipment(store: Store, scratch: Path, runtime: str = "onnxruntime") -> Shipment:
+    """The candidate is served by `runtime`, the baseline by onnxruntime."""
     rows = Samples({"image": np.linspace(-1, 2, 80, dtype=np.float32).reshape(10, 1, 8), "kind": np.arange(10) % 4})
     split = Split(key=store.add(rows.save), rows=10, labelled=True)
     workload = Workload(
@@ -83,10 +87,12 @@ def make_shipment(store: Store, scratch: Path) -> Shipment:
                   drop=Figure(value=1.0, unit="points", low=0.2, high=1.9, n=360))  # fmt: skip
     strategy = Strategy(steps=(Step(technique="prune", options={"ratios": {"body": 0.5}}),
                                Step(technique="quantize_inc")))  # fmt: skip
-    small = engine(store, scratch, 0, {"threads": 1, "fusions": "no_skip_layer_norm"})
+    settings = {"fusions": "no_skip_layer_norm"} if runtime == "onnxruntime" else {}
+    small = engine(store, scratch, 0, {"threads": 1, **settings}, runtime)
     large = engine(store, scratch, 5000, {"threads": 1})
     return Shipment(
         chosen=Outcome(strategy=strategy, fidelity=FULL, engine=small, measurement=measurement, score=score),
         baseline=Outcome(strategy=Strategy(), fidelity=FULL, engine=large, measurement=measurement),
-        workload=workload, target=TARGET, layout=LAYOUT, goal=Goal(), seed=7, considered=12, test=score,
+        workload=workload, target=replace(TARGET, runtime=runtime), layout=LAYOUT, goal=Goal(), seed=7, considered=12,
+        test=score,
     )  # fmt: skip

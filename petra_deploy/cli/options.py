@@ -2,7 +2,7 @@
 
     @click.command()
     @workload                    # MODEL, --data, --train/--selection/--test, --model, --trust, --input, --metric
-    @judgement                   # --target, --require-measured, --max-drop, --batch, --seed, --device
+    @judgement                   # --target, --runtime, --require-measured, --max-drop, --batch, --seed, --device
     @output                      # --json, --quiet, --debug
 
 Values arrive under the names of `petra_deploy.optimize`'s own arguments.
@@ -75,6 +75,9 @@ target = click.option("--target", default="cpu", show_default=True, metavar="NAM
 
 judgement = _together(
     target,
+    click.option("--runtime", default="", metavar="NAME",
+                 help="One of the target's runtimes, for the whole run. Example: --runtime openvino  "
+                      "[default: its own, and the others for the finalists]"),
     click.option("--require-measured", is_flag=True,
                  help="Refuse a target that is not here, rather than predict. Example: --require-measured"),
     click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS",

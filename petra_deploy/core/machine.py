@@ -21,10 +21,19 @@ from importlib import metadata, resources
 from pathlib import Path
 
 from petra_deploy.core import files, registry
-from petra_deploy.core.errors import BadInput
+from petra_deploy.core.errors import BadInput, MissingExtra
 from petra_deploy.core.target import Target
 
-PACKAGES = ("petra-deploy", "onnxruntime", "onnx", "torch", "neural-compressor", "torchao", "torch-pruning", "numpy")
+PACKAGES = (
+    "petra-deploy", "onnxruntime", "openvino", "onnx", "torch", "neural-compressor", "torchao", "torch-pruning",
+    "numpy",
+)  # fmt: skip
+RUNTIMES = {  # of a backend of ours -> the packages any one of which brings its runtime, and the extra that does
+    "onnxruntime": (("onnxruntime", "onnxruntime-gpu"), ""),
+    "openvino": (("openvino",), "openvino"),
+    "tensorrt": (("tensorrt",), "tensorrt"),
+    "tensorrt_rtx": (("tensorrt-rtx",), "tensorrt-rtx"),
+}
 _FLAGS = {  # what a target calls an instruction set -> the kernel's names for it
     "avx2": ("avx2",),
     "avx512": ("avx512f",),
@@ -117,6 +126,19 @@ def unserved(target: Target) -> str | None:
     """Why nothing here serves the target, in words that follow its name; None where a backend does."""
     known = registry.names("backend")
     return None if target.runtime in known else f"runs on {target.runtime}, for which there is no backend yet"
+
+
+def installed(runtime: str) -> bool:
+    """Whether a backend's runtime is installed, told without importing it; one of another package brings its own."""
+    packages, _ = RUNTIMES.get(runtime, ((), ""))
+    return runtime in registry.names("backend") and (not packages or bool(versions(packages)))
+
+
+def require(runtime: str) -> None:
+    """Raises MissingExtra, naming the extra, where the runtime is not installed."""
+    if not installed(runtime):
+        _, extra = RUNTIMES.get(runtime, ((), ""))
+        raise MissingExtra(f"{runtime} is not installed", f'pip install "petra-deploy[{extra}]"' if extra else "")
 
 
 def matches(target: Target, device: CudaDevice) -> bool:

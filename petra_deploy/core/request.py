@@ -27,6 +27,7 @@ class Request(Data):
     data: DataSource = field(default_factory=DataSource)
     load: LoadOptions = field(default_factory=LoadOptions)
     target: str = "cpu"
+    runtime: str = ""  # one of the target's, for the whole run; empty: its own, the others for finalists
     require_measured: bool = False  # refuse a target that is not here, rather than predict
     goal: Goal = field(default_factory=Goal)
     budget: Budget = field(default_factory=Budget)
@@ -66,6 +67,7 @@ def arguments(request: Request) -> dict[str, Any]:
         "inputs": request.load.inputs,
         "metric": request.load.metric,
         "target": request.target,
+        "runtime": request.runtime,
         "require_measured": request.require_measured,
         "max_drop": request.goal.max_drop,
         "objective": request.goal.objective,

@@ -25,13 +25,15 @@ class Step(Data):
 @dataclass(frozen=True, kw_only=True)
 class Strategy(Data):
     steps: tuple[Step, ...] = ()
-    runtime: dict[str, object] = field(default_factory=dict)  # settings of the target's backend
+    runtime: dict[str, object] = field(default_factory=dict)  # settings of the backend
+    backend: str = ""  # the runtime, one of the target's others; empty: the run's own
     seed: int = 0
 
     def describe(self) -> str:
         """One short line for tables: the techniques in their order."""
         named = " + ".join(step.technique for step in self.steps)
-        return named or ("runtime settings" if self.runtime else "as it came")
+        named = named or ("runtime settings" if self.runtime else "as it came")
+        return f"{named} in {self.backend}" if self.backend else named
 
 
 @dataclass(frozen=True, kw_only=True)

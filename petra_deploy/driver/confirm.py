@@ -22,8 +22,8 @@ from petra_deploy.driver.search import choose
 from petra_deploy.driver.session import Session
 
 ROUNDS = 9  # of each finalist, where the time left allows
-_FEWEST = 7  # the interval over rounds needs four, a p99 of slow engines seven
-_SECONDS, _LONGEST = 1.2, 6.0  # that an engine runs in each
+FEWEST = 7  # the interval over rounds needs four, a p99 of slow engines seven
+SECONDS, _LONGEST = 1.2, 6.0  # that an engine runs in each
 _PROCESS = 0.8  # seconds to start one and have it import the runtime
 _CALLS = 82  # in each of the fewest rounds, the first of a run among them, are enough for a p99
 
@@ -66,7 +66,7 @@ def round_seconds(baseline: Outcome, seconds: float | None = None) -> float:
 def _wanted(baseline: Outcome) -> float:
     """Seconds of an engine in a round: calls enough for a p99 in the fewest rounds, within reason."""
     hot = baseline.measurement.candidate[0].p50.value if baseline.measurement else None
-    return min(max(_SECONDS, _CALLS * (hot or 0.0) / 1e3), _LONGEST)
+    return min(max(SECONDS, _CALLS * (hot or 0.0) / 1e3), _LONGEST)
 
 
 def _in_turns(
@@ -74,9 +74,9 @@ def _in_turns(
 ) -> list[Outcome]:
     """Each with the figures of all its rounds; one that fails in any round has failed."""
     affordable, count, seconds = 0.8 * session.left(), max(len(finalists), 1), _wanted(baseline)
-    if _FEWEST * count * round_seconds(baseline, seconds) > affordable:
-        seconds = _SECONDS  # of a slow engine these are too few for a p99, and its figure says so
-    rounds = min(max(int(affordable / (count * round_seconds(baseline, seconds))), _FEWEST), ROUNDS)
+    if FEWEST * count * round_seconds(baseline, seconds) > affordable:
+        seconds = SECONDS  # of a slow engine these are too few for a p99, and its figure says so
+    rounds = min(max(int(affordable / (count * round_seconds(baseline, seconds))), FEWEST), ROUNDS)
     so_far: list[Measurement | None] = [None] * len(finalists)
     for turn in range(rounds):
         for index, outcome in enumerate(finalists):

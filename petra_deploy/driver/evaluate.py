@@ -6,7 +6,7 @@ A failure at any job is the outcome, with its reason; nothing stands in for what
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from petra_deploy.core.job import Build, Job, Limits, Measure, Predict, Run, Scored, Transform
@@ -49,11 +49,19 @@ def evaluate(strategy: Strategy, fidelity: Fidelity, case: Case, run: Run, limit
 
     try:
         graph = must(
-            Transform(workload=case.workload, strategy=strategy, fidelity=fidelity, device=case.device, limits=limits)
+            Transform(
+                workload=case.workload,
+                strategy=replace(strategy, runtime={}, backend=""),  # the graph is the same in every runtime
+                fidelity=Fidelity(epochs=fidelity.epochs),
+                device=case.device,
+                limits=limits,
+            )
         )
         found["graph"] = graph
         engine = must(
-            Build(graph=graph, target=case.place.at_hand, settings=case.place.settings(strategy), limits=limits)
+            Build(
+                graph=graph, target=case.place.serving(strategy), settings=case.place.settings(strategy), limits=limits
+            )
         )
         found["engine"] = engine
         found["score"] = must(score_job(engine, case, case.workload.selection, "selection", case.reference, limits))

@@ -33,6 +33,7 @@ from petra_deploy.driver.search.cost_model import CostModel
 from petra_deploy.driver.search.encoding import Encoding
 from petra_deploy.driver.search.study import Search
 from petra_deploy.driver.session import Session, open_session
+from petra_deploy.driver.variants import notes, with_variants
 
 _LOADED = "loaded.json"
 _BASELINE = "outcome.json"
@@ -55,7 +56,7 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
     Where nothing met the goal, `bundle` is None, `front.why` says why, and the nearest is kept in
     `nearest/`. Raises the errors of loading, and NotMet where going on is pointless.
     """
-    place = find(request.target, require_measured=request.require_measured)
+    place = find(request.target, runtime=request.runtime, require_measured=request.require_measured)
     with open_session(request, folder.logs, on_event) as session:
         if place.predicted:
             session.say(place.sentence, "note")
@@ -70,6 +71,7 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
         )
         size = baseline.engine.bytes if baseline.engine else 1
         finalists = choose.finalists(outcomes, request.goal, size)
+        finalists = with_variants(finalists, request.goal, case, baseline, session)
         front = confirm(finalists, request.goal, case, baseline, loaded.sealed, session)
         front = choose.with_front(front, outcomes, request.goal, size)
         return package(front, outcomes, baseline, request, folder, session, ship)
@@ -155,10 +157,11 @@ def _ship(
         chosen=chosen,
         baseline=baseline,
         workload=loaded.workload,
-        target=place.target,
+        target=place.target_of(chosen.strategy),
         layout=layout,
         goal=request.goal,
         seed=request.seed,
+        runtime=request.runtime,
         considered=considered,
         test=chosen.test,
         notes=(*([place.sentence] if place.predicted else []), *notes),
@@ -227,10 +230,14 @@ def _fixed(baseline: Outcome) -> float:
 
 
 def _reserve(baseline: Outcome, seconds: float, place: Place) -> float:
-    """Seconds kept for the end: up to three finalists measured again (or predicted), the test split, packaging."""
+    """Seconds kept for the end: up to three finalists measured again (or predicted), the test split, packaging.
+
+    With other runtimes there are as many again in each, and the model as it came.
+    """
     again = FULL.rounds * baseline.round_seconds if place.predicted else ROUNDS * round_seconds(baseline)
     rest = baseline.seconds - FULL.rounds * baseline.round_seconds
-    return min(3 * again + 0.5 * rest + 5.0, 0.25 * seconds)
+    others = len(place.other_runtimes)
+    return min((3 + 4 * others) * again + 0.5 * rest + 5.0 + others * 3 * _fixed(baseline), 0.25 * seconds)
 
 
 def package(
@@ -255,7 +262,8 @@ def package(
         return Finished(front=front, trials=outcomes, out=folder.path)
     drop = chosen.score
     note = choose.resolution(drop.drop, drop.drop_error, drop.n) if drop else ""
-    manifest = bundle.write(folder.bundle, ship(chosen, len(outcomes), notes=(note,)), session.store)
+    others = notes(front, request.goal, baseline.engine.bytes if baseline.engine else 1)
+    manifest = bundle.write(folder.bundle, ship(chosen, len(outcomes), notes=(note, *others)), session.store)
     return Finished(front=front, trials=outcomes, out=folder.path, manifest=manifest, bundle=folder.bundle)
 
 

@@ -2,6 +2,7 @@
 
     place = find("t4", require_measured=False)
     place.why                           # "needs a CUDA device, and there is none here"; empty: it is here
+    place.other_runtimes                # of the target, installed here
     place.at_hand                       # on which artifacts are built and scored here
 
 For a target that is not here, artifacts are built and scored on ONNX Runtime's processor kernels, and
@@ -10,8 +11,8 @@ every latency is predicted from the target's file.
 
 from dataclasses import dataclass, replace
 
-from petra_deploy.core.errors import TargetAbsent
-from petra_deploy.core.machine import absent, resolve, unserved
+from petra_deploy.core.errors import BadInput, TargetAbsent
+from petra_deploy.core.machine import absent, installed, require, resolve, unserved
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.core.target import Target
 
@@ -26,6 +27,19 @@ class Place:
     @property
     def predicted(self) -> bool:
         return bool(self.why)
+
+    @property
+    def other_runtimes(self) -> tuple[str, ...]:
+        """The target's other runtimes that are installed here; none where nothing can be measured."""
+        return () if self.predicted else tuple(filter(installed, self.target.other_runtimes))
+
+    def target_of(self, strategy: Strategy) -> Target:
+        """The target with the strategy's own runtime."""
+        return on(self.target, strategy.backend) if strategy.backend else self.target
+
+    def serving(self, strategy: Strategy) -> Target:
+        """The same, or what stands in for it where it is not here."""
+        return self.at_hand if self.predicted else self.target_of(strategy)
 
     @property
     def at_hand(self) -> Target:
@@ -48,11 +62,19 @@ class Place:
         )
 
 
-def find(name: str, *, require_measured: bool = False) -> Place:
-    """Raises BadInput for an unknown target; TargetAbsent for an absent one that cannot or must not be predicted."""
+def find(name: str, *, runtime: str = "", require_measured: bool = False) -> Place:
+    """The target, served by `runtime` alone where one is named.
+
+    Raises BadInput for an unknown target and for a runtime that is none of its own; TargetAbsent for an absent
+    one that cannot or must not be predicted; MissingExtra where the runtime named is not installed.
+    """
     target = resolve(name)
+    if runtime:
+        target = replace(on(target, runtime), other_runtimes={})
     why = absent(target) or unserved(target)
     if why is None:
+        if runtime:
+            require(runtime)
         return Place(target)
     if require_measured:
         raise TargetAbsent(
@@ -66,6 +88,24 @@ def find(name: str, *, require_measured: bool = False) -> Place:
             "`petra-deploy targets list` shows which targets are here",
         )
     return Place(target, why)
+
+
+def on(target: Target, runtime: str) -> Target:
+    """The target as `runtime` serves it. Raises BadInput where it does not."""
+    if runtime == target.runtime:
+        return target
+    if runtime not in target.other_runtimes:
+        known = ", ".join((target.runtime, *target.other_runtimes))
+        raise BadInput(
+            f"{target.name} has no runtime {runtime!r}", f"it has {known}; docs/targets.md says how to add one"
+        )
+    others = {name: many for name, many in target.other_runtimes.items() if name != runtime}
+    return replace(
+        target,
+        runtime=runtime,
+        precisions=target.other_runtimes[runtime],
+        other_runtimes={target.runtime: target.precisions, **others},
+    )
 
 
 def predictable(target: Target) -> bool:

@@ -14,6 +14,7 @@ from petra_deploy.core.errors import BadInput, NotMet, from_failure
 from petra_deploy.core.event import OnEvent
 from petra_deploy.core.folder import RunFolder
 from petra_deploy.core.job import Inspect
+from petra_deploy.core.machine import require
 from petra_deploy.core.outcome import Front, Outcome
 from petra_deploy.core.plan import Offer
 from petra_deploy.core.request import Request
@@ -32,19 +33,24 @@ _HOLDS = 0.8  # of the recorded speedup; machines and retrained weights differ a
 def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent) -> Finished:
     """Rebuild from `strategy` (a strategy.json). Raises NotMet where its promise no longer holds."""
     recipe = recipes.read(strategy)
-    place = find(request.target, require_measured=request.require_measured)
+    place = find(request.target, runtime=request.runtime or recipe.runtime, require_measured=request.require_measured)
+    asked = replace(recipe.strategy, backend="") if request.runtime else recipe.strategy
+    if asked.backend and not place.predicted:
+        require(place.target_of(asked).runtime)
     with open_session(request, folder.logs, on_event) as session:
         if place.predicted:
             session.say(place.sentence, "note")
         loaded = load(request, folder, session)
-        inspected = session.must(Inspect(workload=loaded.workload, target=place.target, limits=session.limits()))
+        inspected = session.must(
+            Inspect(workload=loaded.workload, target=place.target_of(asked), limits=session.limits())
+        )
         if obstacles := recipe.obstacles(inspected.layout):
             raise BadInput(
                 f"{strategy} was made for another architecture: {'; '.join(obstacles[:3])}",
                 "apply it to a model of the same architecture, or run optimize on this one",
             )
         case, baseline = measure_baseline(request, loaded, place, folder, session)
-        complete = settled(recipe.strategy, inspected.offers)
+        complete = settled(asked, inspected.offers)
         session.say(f"applying {complete.describe()}")
         outcome = evaluate(complete, FULL, case, session.run, session.limits())
         folder.record(0, outcome)
@@ -61,10 +67,11 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
                 chosen=built,
                 baseline=baseline,
                 workload=loaded.workload,
-                target=place.target,
+                target=place.target_of(complete),
                 layout=inspected.layout,
                 goal=request.goal,
                 seed=request.seed,
+                runtime=request.runtime or recipe.runtime,
                 considered=1,
                 test=built.test,
                 notes=(

@@ -25,7 +25,7 @@ wrong.bounded = True
 
 if __name__ == "__main__":
     result = petra_deploy.optimize(model, data=data, target="cpu", max_drop=5.0, metric=wrong, trials=2, time="60s",
-                                   out="run-python")
+                                   runtime="onnxruntime", out="run-python")
     (answer,) = petra_deploy.load_bundle(result.bundle).run({"image": data["image"][:8]}).values()
     print(json.dumps({"shape": answer.shape, "trials": len(result.trials), "front": len(result.front.outcomes),
                       "metric": result.manifest.metric.name, "baseline": result.manifest.metric.baseline,

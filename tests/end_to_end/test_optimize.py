@@ -13,6 +13,7 @@ import onnxruntime
 import pytest
 from jsonschema import validate
 
+from petra_deploy.core.machine import installed
 from tests.end_to_end.conftest import ARGUMENTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +37,15 @@ def test_the_manifest_says_what_was_measured_and_on_which_rows(optimized):
     assert said["metric"]["drop_points"] <= 1.0
     assert said["metric"]["n"] == 359
     assert 1 <= said["candidates_considered"] <= 3  # fewer on a machine so slow that the time is used up
+
+
+@pytest.mark.skipif(not installed("openvino"), reason="openvino is not installed")
+def test_finalists_are_tried_in_the_other_runtime_and_the_bundle_says_which_ships(place, optimized):
+    assert "trying the finalists in openvino" in optimized.err
+    shipped = optimized.json["runtime"]["name"]
+    recipe = json.loads((place.folder / "first/bundle/strategy.json").read_text())
+    assert recipe["strategy"]["backend"] == ("" if shipped == "onnxruntime" else shipped)
+    assert f"pip install {shipped} numpy" in (place.folder / "first/bundle/README.md").read_text()
 
 
 def test_every_file_of_the_bundle_has_its_hash(place, optimized):
@@ -114,7 +124,9 @@ def test_the_recipe_refuses_another_architecture(place, optimized):
 def running(place, request):
     """A run with two trials behind it, and its folder."""
     out = place.folder / f"run-{request.node.callspec.id}"
-    first = place.start("optimize", *ARGUMENTS, "--trials", 4, "--time", "10m", "--out", out)
+    first = place.start(
+        "optimize", *ARGUMENTS, "--runtime", "onnxruntime", "--trials", 4, "--time", "10m", "--out", out
+    )
     deadline = time.monotonic() + 240
     while len(list(out.glob("trials/*/outcome.json"))) < 2:
         assert first.poll() is None, first.stderr.read()
@@ -129,7 +141,7 @@ def running(place, request):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
 def test_a_stop_and_resume_lose_and_repeat_nothing(place, running, how):
     out, first = running
-    second = place.petra("optimize", *ARGUMENTS, "--out", out)
+    second = place.petra("optimize", *ARGUMENTS, "--runtime", "onnxruntime", "--out", out)
     assert (second.code, str(first.pid) in second.err) == (2, True), second.err
     os.kill(first.pid, how)
     assert first.wait() == (130 if how == signal.SIGINT else -9)
@@ -138,6 +150,7 @@ def test_a_stop_and_resume_lose_and_repeat_nothing(place, running, how):
     before = {p: p.read_bytes() for p in out.glob("trials/*/*.json")}
     done = place.petra("optimize", *ARGUMENTS, "--out", out, "--resume", "--json")
     assert done.code == 0, done.err
+    assert done.json["runtime"]["name"] == "onnxruntime"
     assert done.json["candidates_considered"] == 4
     assert {p: p.read_bytes() for p in before} == before
     recipes = [p.read_text() for p in out.glob("trials/*/strategy.json")]
@@ -146,7 +159,8 @@ def test_a_stop_and_resume_lose_and_repeat_nothing(place, running, how):
 
 def test_an_onnx_model_is_quantized_and_the_run_says_what_is_not_possible(place, optimized):
     source = place.folder / "first/baseline/model.onnx"
-    done = place.petra("optimize", source, "--data", "data.npz", "--trials", 2, "--time", "60s", "--out", "run-onnx")
+    done = place.petra("optimize", source, "--data", "data.npz", "--runtime", "onnxruntime", "--trials", 2,
+                       "--time", "60s", "--out", "run-onnx")  # fmt: skip
     assert done.code in (0, 1), done.err
     assert "prune is not available" in done.err
     assert "ONNX" in done.err or ".onnx" in done.err

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import petra_deploy
-from petra_deploy.core.errors import BadInput, NotMet
+from petra_deploy.core.errors import BadInput, MissingExtra, NotMet
+from petra_deploy.core.machine import installed
 from petra_deploy.core.store import Store
 from petra_deploy.driver.bundle.write import Shipment, write
+from tests.shipments import make_shipment
 
 
 @pytest.fixture
@@ -30,6 +32,20 @@ def test_outputs_come_by_name_or_in_order(bundle: Path) -> None:
         np.testing.assert_allclose(opened(IMAGE, KIND)[0], EXPECTED)
         assert opened.manifest.seed == 7
     opened.close()
+
+
+@pytest.mark.skipif(not installed("openvino"), reason="openvino is not installed")
+def test_a_bundle_opens_with_its_own_runtime_or_names_the_extra(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "bundle", make_shipment(store, tmp_path, "openvino"), store)
+    with petra_deploy.load_bundle(tmp_path / "bundle") as opened:
+        assert opened.manifest.runtime.name == "openvino"
+        np.testing.assert_allclose(opened(IMAGE, KIND)[0], EXPECTED)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtra, match="OpenVINO is not installed") as caught:
+        petra_deploy.load_bundle(tmp_path / "bundle")
+    assert "petra-deploy[openvino]" in caught.value.hint
 
 
 def test_lists_and_narrower_or_wider_numbers_of_the_same_kind_are_taken(bundle: Path) -> None:

@@ -30,7 +30,7 @@ def text(manifest: Manifest, triton_name: str) -> str:
 {notes}
 ## Run it
 
-    pip install onnxruntime numpy
+    pip install {m.runtime.name} numpy
     python example.py
 
 In Python, with its settings and its checksums verified:
@@ -55,7 +55,7 @@ budget and the speedup again.
 
 def _kind(m: Manifest) -> str:
     if m.target.device == "cpu":
-        return "An ONNX Runtime engine"
+        return "An OpenVINO engine (an ONNX file)," if m.runtime.name == "openvino" else "An ONNX Runtime engine"
     return f"An ONNX model for {m.target.runtime} (precision lives in the graph: Q/DQ pairs and casts),"
 
 

@@ -61,6 +61,7 @@ class Recipe(Data):
     strategy: Strategy
     fidelity: Fidelity = FULL
     target: str | None = None
+    runtime: str = ""  # that the user named for the whole run, the baseline too; empty: the target's own
     goal: Goal | None = None
     metric: str | None = None
     architecture: Architecture | None = None

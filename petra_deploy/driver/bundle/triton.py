@@ -5,8 +5,9 @@
 
 With a dynamic batch the server batches requests itself (`dynamic_batching`), and `dims` leave the
 batch out, as Triton wants it; otherwise `max_batch_size` is 0 and `dims` are the whole shape.
-Source: Triton's model_config.proto, and the README of its onnxruntime backend for `parameters`
-and for the graph level (there 2 means that all optimizations are off) and the TensorRT accelerator.
+Sources: Triton's model_config.proto; the README of its onnxruntime backend for `parameters`, the graph
+level (there 2 means that all optimizations are off) and the TensorRT accelerator; the README of its
+openvino backend, which wants each request at `max_batch_size` exactly: there it is 0, and nothing is batched.
 """
 
 import re
@@ -36,15 +37,18 @@ def config(
 ) -> str:
     """The text of config.pbtxt; `int8` says whether the graph has Q/DQ pairs, which TensorRT must be told.
 
-    Raises BadInput for a dtype that Triton has no name for.
+    Raises BadInput for a dtype that Triton has no name for, and a scalar input of its openvino backend.
     """
-    batched = all(
+    openvino = target.runtime == "openvino"
+    if openvino and any(not spec.shape for spec in signature.inputs):
+        raise BadInput("Triton's openvino backend takes no scalar input")
+    batched = not openvino and all(
         bool(spec.shape) and isinstance(spec.shape[0], str) for spec in (*signature.inputs, *signature.outputs)
     )
     kind = "KIND_GPU" if target.device == "cuda" else "KIND_CPU"
     lines = [
         f"name: {_quoted(name)}",
-        'backend: "onnxruntime"',
+        f'backend: "{"openvino" if openvino else "onnxruntime"}"',
         'default_model_filename: "model.onnx"',
         f"max_batch_size: {MAX_BATCH if batched else 0}",
         *_tensors("input", signature.inputs, batched),
@@ -56,6 +60,8 @@ def config(
     if target.device == "cuda":
         lines += _accelerator(signature, target, batched, int8)
         return "\n".join(lines) + "\n"
+    if openvino:
+        return "\n".join([*lines, *_parameters(_openvino(target, settings))]) + "\n"
     level = _LEVELS.get(str(settings.get("optimization", "all")))
     if level is not None:
         lines.append(f"optimization {{ graph {{ level: {level} }} }}")
@@ -65,8 +71,21 @@ def config(
         "execution_mode": 1 if settings.get("execution_mode") == "parallel" else 0,
         "enable_mem_arena": 1 if settings.get("arena", True) else 0,
     }
-    lines += [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in parameters.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *_parameters(parameters)]) + "\n"
+
+
+def _parameters(values: Mapping[str, object]) -> list[str]:
+    return [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in values.items()]
+
+
+def _openvino(target: Target, settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings of worker/backends/openvino.py in the words of Triton's backend."""
+    found = {
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": settings.get("threads") or target.threads,
+    }
+    return {**found, "HINT_BF16": "YES"} if settings.get("precision") == "bf16" else found
 
 
 def _accelerator(signature: Signature, target: Target, batched: bool, int8: bool) -> list[str]:
@@ -88,8 +107,13 @@ def _accelerator(signature: Signature, target: Target, batched: bool, int8: bool
     return [head, '    name: "tensorrt"', *entries, "} ] } }"]
 
 
-def shortfalls(settings: Mapping[str, object]) -> tuple[str, ...]:
+def shortfalls(runtime: str, settings: Mapping[str, object]) -> tuple[str, ...]:
     """What of `settings` Triton cannot be told: there the engine may be slower than measured."""
+    if runtime == "openvino":
+        return (
+            "the Triton repository asks for its openvino backend, which is beta, does not batch requests here, and "
+            "cannot be told to compute in FP32 where the processor has bf16; it has not been tried",
+        )
     switched_off = settings.get("disabled_optimizers")
     names = ", ".join(map(str, switched_off)) if isinstance(switched_off, list | tuple) else ""
     return (f"Triton cannot switch off {names}: there this engine may be slower than measured",) if names else ()

@@ -44,6 +44,7 @@ class Shipment:
     layout: Layout
     goal: Goal
     seed: int
+    runtime: str = ""  # that the user named for the whole run, the baseline too
     considered: int  # candidates evaluated, the failed ones too
     test: Score | None = None  # of `chosen` on the test split; None: its selection score stands
     notes: tuple[str, ...] = ()
@@ -80,18 +81,27 @@ def write(folder: Path, shipment: Shipment, store: Store) -> m.Manifest:
             notes.append(f"no Triton repository: {error.message}")
         else:
             if shipment.target.device == "cpu":
-                notes += triton.shortfalls(engine.settings)
+                notes += triton.shortfalls(engine.backend, engine.settings)
             _copy(store.path(engine.key), draft / "triton" / name / "1")
             (draft / "triton" / name / "config.pbtxt").write_text(config, encoding="utf-8")
         files.write_json(draft / "strategy.json", _recipe(shipment))
-        template = Path(__file__).with_name("example.py.txt")
-        (draft / "example.py").write_text(template.read_text(encoding="utf-8"), encoding="utf-8")
+        (draft / "example.py").write_text(_example(engine.backend), encoding="utf-8")
         made = _manifest(shipment, store, tuple(dict.fromkeys(notes)))
         (draft / "README.md").write_text(readme.text(made, name), encoding="utf-8")
         hashes = {p.relative_to(draft).as_posix(): digest_file(p) for p in sorted(draft.rglob("*")) if p.is_file()}
         made = replace(made, files=hashes)
         files.write_json(draft / "manifest.json", made)
     return made
+
+
+def _example(backend: str) -> str:
+    """A script that opens the engine with its runtime and numpy alone."""
+    text, session = (
+        Path(__file__).with_name(f"{name}.py.txt").read_text(encoding="utf-8")
+        for name in ("example", f"example_{backend}")
+    )
+    imports, _, rest = session.partition("\n\n")
+    return text.replace("<RUNTIME>", backend).replace("<IMPORTS>", imports).replace("<SESSION>", rest.strip())
 
 
 def keep_baseline(folder: Path, baseline: Outcome, store: Store) -> None:
@@ -198,6 +208,7 @@ def _recipe(shipment: Shipment) -> Recipe:
         strategy=shipment.chosen.strategy,
         fidelity=shipment.chosen.fidelity,
         target=shipment.target.name,
+        runtime=shipment.runtime,
         goal=shipment.goal,
         metric=shipment.workload.metric.name,
         architecture=Architecture.of(shipment.layout),

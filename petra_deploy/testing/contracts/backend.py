@@ -7,6 +7,7 @@ import functools
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ class BackendContract(Contract):
     kind = "backend"
 
     def test_the_module_offers_what_the_protocol_asks(self, backend: str) -> None:
-        module = found("backend", backend)
+        module = offered(backend)
         for name in ("obstacles", "knobs", "build", "open", "describe"):
             assert callable(getattr(module, name, None)), f"it has no function {name}"
         assert all(isinstance(version, str) and version for version in module.describe().values())
@@ -101,11 +102,20 @@ class BackendContract(Contract):
         assert "no_such_setting" in refusal(lambda: built(module, target, "mlp", tmp_path / "mlp", given))
 
 
+def offered(name: str) -> Any:
+    """The backend's module; the test is skipped where its runtime is not installed."""
+    if not machine.installed(name):
+        skip(f"{name} is not installed")
+    return found("backend", name)
+
+
 def here(name: str) -> tuple[Any, Target]:
     """The backend, and a target that it can serve on this machine."""
-    module: Backend = found("backend", name)
+    module: Backend = offered(name)
     for known in machine.targets():
         target = machine.resolve(known)
+        if name in target.other_runtimes:
+            target = replace(target, runtime=name, precisions=target.other_runtimes[name], other_runtimes={})
         if target.runtime == name and machine.present(target) and not module.obstacles(target):
             return module, target
     skip(f"no target of {name} is here")

@@ -29,7 +29,7 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.core.outcome import Engine, Graph
 from petra_deploy.core.plan import Knob
 from petra_deploy.core.target import Target
-from petra_deploy.core.workload import Signature, TensorSpec
+from petra_deploy.worker.backends import _doors
 from petra_deploy.worker.backends import _ort_device as device
 
 _LEVELS = {
@@ -85,13 +85,13 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
     with tempfile.TemporaryDirectory() as scratch:
         optimized = Path(scratch) / "optimized.onnx"
         with Session(folder / "model.onnx", resolved, optimized=optimized) as runner:
-            _check_doors(runner, graph.signature)
-            _try(runner, graph.signature)
+            _doors.check(graph.signature, runner.inputs, runner.outputs)
+            _doors.tried(runner.run, graph.signature, runner.inputs)
         operators = _operators(optimized)
     facts: dict[str, object] = {"operators": operators}
     if resolved["provider"] != "cpu":
         facts["nodes"] = device.nodes_by_provider(folder / "model.onnx", _options(wanted, None), resolved,
-                                                  _examples(graph.signature, 1))  # fmt: skip
+                                                  _doors.examples(graph.signature, 1))  # fmt: skip
     return Engine(
         key="", graph=graph.key, backend="onnxruntime", signature=graph.signature, settings=resolved,
         versions=describe(), bytes=(folder / "model.onnx").stat().st_size, facts=facts,
@@ -149,14 +149,6 @@ class Session:
         self.close()
 
 
-def example(spec: TensorSpec, batch: int) -> NDArray[Any]:
-    """Zeros for whole numbers (valid as an index), else ones; `batch` for the symbolic dimensions."""
-    shape = tuple(batch if isinstance(size, str) else size for size in spec.shape)
-    return (
-        np.zeros(shape, spec.dtype) if np.issubdtype(np.dtype(spec.dtype), np.integer) else np.ones(shape, spec.dtype)
-    )
-
-
 def _options(settings: Settings, optimized: Path | None) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads or 1
@@ -172,32 +164,6 @@ def _options(settings: Settings, optimized: Path | None) -> Any:
         options.optimized_model_filepath = str(optimized)
         options.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights.bin")
     return options
-
-
-def _check_doors(runner: Session, signature: Signature) -> None:
-    for what, has, wants in (
-        ("inputs", runner.inputs, signature.inputs), ("outputs", runner.outputs, signature.outputs)
-    ):  # fmt: skip
-        names = tuple(spec.name for spec in wants)
-        if has != names and (what == "outputs" or not set(has) <= set(names)):
-            raise Problem("mismatch", f"the graph's {what} are {', '.join(has)}, not {', '.join(names)}")
-
-
-def _try(runner: Session, signature: Signature) -> None:
-    """Run at one row, and at two where the batch is dynamic.
-
-    A model with further dynamic dimensions is left to the data: no size suits every one of them.
-    """
-    for batch in (1, 2) if signature.dynamic_batch else (1,):
-        if feeds := _examples(signature, batch):
-            runner.run({name: values for name, values in feeds.items() if name in runner.inputs})
-
-
-def _examples(signature: Signature, batch: int) -> dict[str, NDArray[Any]]:
-    """Feeds of that many rows; none where further dimensions are dynamic."""
-    if any(isinstance(size, str) for spec in signature.inputs for size in spec.shape[1:]):
-        return {}
-    return {spec.name: example(spec, batch) for spec in signature.inputs}
 
 
 def _operators(optimized: Path) -> dict[str, int]:

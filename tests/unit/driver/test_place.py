@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from petra_deploy.core import machine
-from petra_deploy.core.errors import TargetAbsent
+from petra_deploy.core.errors import BadInput, MissingExtra, TargetAbsent
 from petra_deploy.core.machine import CudaDevice
+from petra_deploy.core.strategy import Strategy
+from petra_deploy.driver import place as places
 from petra_deploy.driver.place import find
 
 
@@ -46,3 +48,40 @@ def test_what_nothing_is_known_of_cannot_be_predicted(tmp_path: Path) -> None:
     with pytest.raises(TargetAbsent, match="has no peaks and bandwidth to predict from") as caught:
         find(str(path))
     assert caught.value.exit_code == 3
+
+
+def test_a_runtime_of_the_target_may_be_named_for_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "versions", lambda packages: {"openvino": "1"} if "openvino" in packages else {})
+    place = find("cpu", runtime="openvino")
+    assert (place.target.runtime, place.target.precisions) == ("openvino", ("fp32", "int8"))
+    assert place.other_runtimes == ()
+    assert place.serving(Strategy()).runtime == "openvino"
+    with pytest.raises(BadInput, match="cpu has no runtime 'tensorrt'") as caught:
+        find("cpu", runtime="tensorrt")
+    assert "onnxruntime, openvino" in caught.value.hint
+
+
+def test_a_runtime_that_is_named_and_not_installed_is_4_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "versions", lambda packages: {})
+    with pytest.raises(MissingExtra, match="openvino is not installed") as caught:
+        find("cpu", runtime="openvino")
+    assert caught.value.exit_code == 4
+    assert "petra-deploy[openvino]" in caught.value.hint
+    assert find("cpu").other_runtimes == ()
+
+
+def test_a_strategy_may_have_a_runtime_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "installed", lambda runtime: True)
+    place = find("cpu")
+    assert place.other_runtimes == ("openvino",)
+    assert place.serving(Strategy()) is place.target
+    served = place.serving(Strategy(backend="openvino"))
+    assert (served.runtime, served.other_runtimes) == ("openvino", {"onnxruntime": place.target.precisions})
+
+
+def test_in_place_of_an_absent_target_no_other_runtime_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_devices", tuple)
+    place = find("t4", runtime="onnxruntime")
+    assert place.predicted
+    assert place.target.precisions == ("fp32", "fp16")
+    assert find("t4").other_runtimes == ()

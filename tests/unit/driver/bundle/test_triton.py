@@ -35,8 +35,23 @@ def test_the_settings_that_were_measured_are_those_that_serve() -> None:
     assert "graph { level: 2 }" in config("net", signature, TARGET, {"optimization": "none"})
     assert "level" not in config("net", signature, TARGET, {"optimization": "all"})
     assert '"intra_op_thread_count" value { string_value: "2" }' in config("net", signature, TARGET, {"threads": None})
-    assert "SkipLayerNormFusion" in shortfalls({"disabled_optimizers": ["SkipLayerNormFusion"]})[0]
-    assert shortfalls({"disabled_optimizers": []}) == ()
+    assert "SkipLayerNormFusion" in shortfalls("onnxruntime", {"disabled_optimizers": ["SkipLayerNormFusion"]})[0]
+    assert shortfalls("onnxruntime", {"disabled_optimizers": []}) == ()
+
+
+def test_openvino_takes_whole_shapes_and_is_told_the_threads() -> None:
+    target = replace(TARGET, runtime="openvino")
+    text = config("net", Signature(inputs=(IMAGE, KIND), outputs=(OUTPUT,)), target, {"threads": 3, "precision": "f32"})
+    assert 'backend: "openvino"' in text
+    assert "max_batch_size: 0" in text
+    assert "dynamic_batching" not in text
+    assert '{ name: "kind" data_type: TYPE_INT64 dims: [ -1 ] }' in text
+    assert 'key: "INFERENCE_NUM_THREADS" value { string_value: "3" }' in text
+    assert "HINT_BF16" not in text
+    assert "HINT_BF16" in config("net", Signature(inputs=(IMAGE,), outputs=(OUTPUT,)), target, {"precision": "bf16"})
+    assert "has not been tried" in shortfalls("openvino", {})[0]
+    with pytest.raises(BadInput, match="scalar"):
+        config("net", Signature(inputs=(replace(KIND, shape=()),), outputs=(OUTPUT,)), target, {})
 
 
 def test_names_are_quoted_and_folder_names_are_plain() -> None:

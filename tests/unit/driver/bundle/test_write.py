@@ -10,11 +10,13 @@ from pathlib import Path
 import pytest
 
 from petra_deploy.core import files
+from petra_deploy.core.machine import installed
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.bundle import recipe
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.bundle.write import Shipment, keep_baseline, write
+from tests.shipments import make_shipment
 
 
 def sha256(path: Path) -> str:
@@ -111,6 +113,29 @@ def test_the_example_runs_from_any_folder_without_petra_deploy(
     assert "output: float32[1, 1, 3]" in shape
     assert re.search(r"latency p50: \d+\.\d+ ms here; the manifest says 0.500 ms", latency)
     assert heavy == "[]"
+
+
+@pytest.mark.skipif(not installed("openvino"), reason="openvino is not installed")
+def test_a_bundle_for_openvino_says_so_everywhere_and_its_example_runs(store: Store, tmp_path: Path) -> None:
+    manifest = write(tmp_path / "bundle", make_shipment(store, tmp_path, "openvino"), store)
+    assert (manifest.runtime.name, manifest.target.runtime) == ("openvino", "openvino")
+    assert any("openvino backend" in note for note in manifest.notes)
+    readme = (tmp_path / "bundle" / "README.md").read_text()
+    assert "An OpenVINO engine" in readme
+    assert "pip install openvino numpy" in readme
+    (config,) = (tmp_path / "bundle").glob("triton/*/config.pbtxt")
+    assert 'backend: "openvino"' in config.read_text()
+    check = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); "
+    check += (
+        "print([m for m in ('openvino', 'onnxruntime', 'petra_deploy', 'openvino_telemetry') if sys.modules.get(m)])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check, str(tmp_path / "bundle" / "example.py")],
+        cwd=tmp_path, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""},
+    )  # fmt: skip
+    shape, _, loaded = done.stdout.splitlines()
+    assert "output: float32[1, 1, 3]" in shape
+    assert loaded == "['openvino']"
 
 
 def test_no_row_of_the_data_is_in_the_bundle_only_ranges(shipment: Shipment, store: Store, tmp_path: Path) -> None:
