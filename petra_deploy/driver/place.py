@@ -36,11 +36,12 @@ class Place:
         return replace(self.target, runtime=RUNTIME, device="cpu") if self.predicted else self.target
 
     def settings(self, strategy: Strategy) -> dict[str, object]:
-        """Of the runtime. What stands in computes Q/DQ pairs as they are written.
+        """Of the runtime. What stands in for a GPU computes Q/DQ pairs as they are written.
 
         The processor's own int8 kernels may saturate (without VNNI), which the target's do not.
         """
-        return {**strategy.runtime, "optimization": "none"} if self.predicted else strategy.runtime
+        stands_in = self.predicted and self.target.device != "cpu"
+        return {**strategy.runtime, "optimization": "none"} if stands_in else strategy.runtime
 
     @property
     def sentence(self) -> str:

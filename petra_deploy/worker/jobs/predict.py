@@ -51,10 +51,7 @@ def run(job: Predict, context: Context) -> Measurement:
 
 def _work(engine: Engine, feeds: dict[str, NDArray[Any]], as_run: bool, context: Context) -> tuple[Work, ...]:
     path = context.store.path(engine.key) / "model.onnx"
-    if not as_run:
-        return count(path, feeds)
-    disabled = engine.settings.get("disabled_optimizers", ())
-    return count_nodes(optimized(path, disabled if isinstance(disabled, list | tuple) else ()), feeds)
+    return count_nodes(optimized(path, engine.settings), feeds) if as_run else count(path, feeds)
 
 
 def _latency(batch: int, ms: float, error: ErrorBar) -> Latency:

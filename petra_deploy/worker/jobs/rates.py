@@ -13,6 +13,7 @@ from petra_deploy.core.outcome import Attained
 from petra_deploy.worker.context import Context
 from petra_deploy.worker.measure import preflight, rates
 from petra_deploy.worker.measure.lock import exclusive
+from petra_deploy.worker.measure.probes import probes
 
 _RUNTIME = "onnxruntime"  # whose graphs `rates` counts
 
@@ -28,4 +29,4 @@ def run(job: Rates, context: Context) -> Attained:
         return backend.open(folder, {"threads": target.threads})
 
     with exclusive(context.store.root, target.device, context.log), preflight.pinned(target.threads):
-        return rates.fit(rates.measure(open, threads=target.threads, seconds=job.seconds, log=context.log))
+        return rates.fit(rates.measure(open, probes(), threads=target.threads, seconds=job.seconds, log=context.log))

@@ -1,6 +1,6 @@
 """The rates of this processor, from small graphs that are run on it: what a target's file can give.
 
-    samples = measure(open, threads=1, seconds=0.15, log=print)     # about a hundred graphs, in half a minute
+    samples = measure(open, probes(), threads=1, seconds=0.15, log=print)  # half a minute
     attained = fit(samples)                                         # core.outcome.Attained
 
 Each graph's time is a sum over its parts (`attained.py`), so the rates are its coefficients: least
@@ -11,7 +11,7 @@ which other programs disturb less than the clock. A rate at its bound was not to
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +25,7 @@ from petra_deploy.core.extension import Runner
 from petra_deploy.core.outcome import Attained, Work
 from petra_deploy.core.target import Computing, Moving, Starting
 from petra_deploy.worker.measure.attained import total
-from petra_deploy.worker.measure.probes import Probe, probes
+from petra_deploy.worker.measure.probes import Probe
 from petra_deploy.worker.model.optimized import optimized
 from petra_deploy.worker.model.work import count_nodes
 
@@ -49,12 +49,12 @@ class Sample:
 
 
 def measure(
-    open: Callable[[Path], Runner], *, threads: int, seconds: float, log: Callable[[str], None]
+    open: Callable[[Path], Runner], graphs: Iterable[Probe], *, threads: int, seconds: float, log: Callable[[str], None]
 ) -> list[Sample]:
-    """Every probe, for about `seconds`; `open` makes an engine of a folder with a `model.onnx`."""
+    """Each graph, for about `seconds`; `open` makes an engine of a folder with a `model.onnx`."""
     clock = time.thread_time if threads == 1 else time.perf_counter
     samples = []
-    for probe in probes():
+    for probe in graphs:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
             onnx.save(probe.model, str(path))
