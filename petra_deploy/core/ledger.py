@@ -13,7 +13,7 @@ import fcntl
 import fnmatch
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -74,8 +74,10 @@ def compare(
     strategy: str,
     artifact: str,
     device: str | None = None,
+    versions: Mapping[str, str] | None = None,
 ) -> tuple[Entry, ...]:
-    """An entry a batch size that both have; `device` is this machine's processor unless given.
+    """An entry a batch size that both have; `device` is this machine's processor unless given, and `versions`
+    (of a driver, a runtime) are added to the machine's.
 
     Raises ValueError where the two are not a prediction and a measurement.
     """
@@ -87,14 +89,14 @@ def compare(
         for latency, ratio in zip(measured.candidate, measured.speedups, strict=True)
     }
     here = measured.machine
-    versions, instructions = here.get("versions"), here.get("instructions")
+    packages, instructions = here.get("versions"), here.get("instructions")
     return tuple(
         Entry(
             date=datetime.datetime.now(datetime.UTC).date().isoformat(), model=model, strategy=strategy,
             artifact=artifact, batch=latency.batch, work=work, predicted_ms=latency.p50.known(),
             measured_ms=there[latency.batch][0].known(), predicted_speedup=ratio.known(),
             measured_speedup=there[latency.batch][1].known(), device=device or str(here.get("cpu", "")),
-            versions=dict(versions) if isinstance(versions, dict) else {},
+            versions={**(packages if isinstance(packages, dict) else {}), **(versions or {})},
             instructions=tuple(instructions) if isinstance(instructions, list | tuple) else (),
         )
         for latency, ratio, work in zip(predicted.candidate, predicted.speedups, predicted.work, strict=True)

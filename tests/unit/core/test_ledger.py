@@ -48,10 +48,11 @@ def measurement(origin: Origin, *batches: tuple[int, float, float], work: tuple[
 def test_a_prediction_is_compared_with_a_measurement_at_each_batch_size_of_both() -> None:
     predicted = measurement("predicted", (1, 3.0, 2.0), (16, 30.0, 2.0), work=(WORK, WORK))
     (one,) = ledger.compare(
-        predicted, measurement("measured", (1, 2.0, 4.0)), model="m", strategy="prune", artifact="a"
-    )
+        predicted, measurement("measured", (1, 2.0, 4.0)), model="m", strategy="prune", artifact="a",
+        versions={"driver": "2"},
+    )  # fmt: skip
     assert (one.batch, one.latency_ratio, one.speedup_ratio) == (1, 1.5, 0.5)
-    assert (one.device, one.instructions, one.versions) == ("Some CPU", ("avx2",), {"onnxruntime": "1"})
+    assert (one.device, one.instructions, one.versions) == ("Some CPU", ("avx2",), {"onnxruntime": "1", "driver": "2"})
     with pytest.raises(ValueError, match="not measured with predicted"):
         ledger.compare(measurement("measured", (1, 2.0, 4.0)), predicted, model="m", strategy="prune", artifact="a")
 
