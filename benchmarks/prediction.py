@@ -168,8 +168,11 @@ def summary(entries: Sequence[Entry], batch: int) -> dict[str, float]:
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """Rank correlation of values without ties."""
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
+    """Rank correlation; equal values share the mean of their ranks."""
+    ranks = []
+    for values in (a, b):
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
     return float(np.corrcoef(*ranks)[0, 1])
 
 
@@ -210,13 +213,13 @@ def main() -> int:
         print("|---|---|---|---|---|---|---|---|---|")
         for entry in entries:
             print(row(entry))
-        for found in sums:
-            print(
-                f"\nbatch {found['batch']}, {found['strategies']} strategies, by {clock}: latency rank "
-                f"{found['latency_rank']:.3f}, median error {found['latency_median_error']:.1%}, largest "
-                f"{found['latency_largest_error']:.0%}; speedup rank {found['speedup_rank']:.3f}, median error "
-                f"{found['speedup_median_error']:.1%}, largest {found['speedup_largest_error']:.0%}"
-            )
+        for each in sums:
+            print(f"\nbatch {each['batch']}, {each['strategies']} strategies, by {clock}")
+            for what in ("latency", "speedup"):
+                print(
+                    f"{what}: rank correlation {each[f'{what}_rank']:.3f}, median error "
+                    f"{each[f'{what}_median_error']:.1%}, largest {each[f'{what}_largest_error']:.0%}"
+                )
         print(f"\n{machine.cpu_model()} ({' '.join(machine.instructions())}), {seconds} s")
     if given.save:
         ledger.append("cpu", entries, given.save)

@@ -51,21 +51,19 @@ class ErrorBar(Data):
 
     @property
     def words(self) -> str:
-        """ "within a factor of 1.3 (9 of 10 of 12 comparisons on Tesla T4 were)", of speedups."""
+        """Such as "within a factor of 1.3, latencies of 1.5 (as 9 of 10 ... were)"; the first is of speedups."""
         within = f"within a factor of {self.speedup:.3g}"
         if not self.n:
             return within
         latencies = "" if self.latency == self.speedup else f", latencies of {self.latency:.3g}"
-        return f"{within}{latencies} (so were 9 of 10 of {self.n} predictions that were measured on {self.device})"
+        return f"{within}{latencies} (as 9 of 10 of the {self.n} that were measured on {self.device} were)"
 
     @property
     def note(self) -> str:
         if not self.n:
             either = f"bounds are a factor of {self.latency:g} either way"
             return f"by a latency model that nobody has measured on this target: {either}"
-        return (
-            f"by a latency model: bounds hold for 9 of 10 of {self.n} predictions that were measured on {self.device}"
-        )
+        return f"by a latency model: bounds hold for 9 of 10 of the {self.n} that were measured on {self.device}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,9 +48,7 @@ class Target(Data):
     shared_memory: bool = False  # the device and the processor share it
     bandwidth_gb_s: Amount | None = None
     peaks_tflops: dict[Precision, Amount] = field(default_factory=dict)  # dense; of int8, tera operations
-    attained_gops: dict[Computing, Amount] = field(
-        default_factory=dict
-    )  # measured: 10^9 operations a second, two a MAC
+    attained_gops: dict[Computing, Amount] = field(default_factory=dict)  # measured: 10^9 operations/s, two a MAC
     attained_gb_s: dict[Moving, Amount] = field(default_factory=dict)  # read and written
     operator_us: dict[Starting, Amount] = field(default_factory=dict)  # to start it
     power_w: Amount | None = None  # the most it draws

@@ -27,7 +27,6 @@ def optimized(path: Path, settings: Mapping[str, object] | None = None) -> onnx.
     settings = settings or {}
     level = _LEVELS.get(str(settings.get("optimization")), "ORT_ENABLE_EXTENDED")
     disabled = list(cast(Sequence[str], settings.get("disabled_optimizers", ())))
-
     with tempfile.TemporaryDirectory() as scratch:
         made = Path(scratch) / "optimized.onnx"
         options = onnxruntime.SessionOptions()

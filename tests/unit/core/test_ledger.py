@@ -124,5 +124,5 @@ def test_an_error_bar_says_where_it_is_from() -> None:
     assert "nobody has measured" in ErrorBar().note
     bar = ErrorBar(latency=1.5, speedup=1.25, n=10, device="Tesla T4")
     assert bar.words.startswith("within a factor of 1.25, latencies of 1.5 (")
-    assert "10 predictions that were measured on Tesla T4" in bar.words
+    assert "the 10 that were measured on Tesla T4" in bar.words
     assert "nobody" not in bar.note

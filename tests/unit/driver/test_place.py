@@ -34,7 +34,7 @@ def test_the_error_bar_of_a_ledger_is_what_is_said(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(ledger, "error_bar", lambda target: known)
     place = find("t4")
     assert place.error == known
-    assert "within a factor of 1.2, latencies of 1.5 (so were 9 of 10 of 9 predictions" in place.sentence
+    assert "within a factor of 1.2, latencies of 1.5 (as 9 of 10 of the 9 that" in place.sentence
 
 
 def test_a_gpu_that_is_here_without_a_backend_is_predicted_too(monkeypatch: pytest.MonkeyPatch) -> None:

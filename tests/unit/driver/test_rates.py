@@ -12,6 +12,7 @@ from petra_deploy.core.outcome import Attained
 from petra_deploy.core.target import Computing, Moving, Starting
 from petra_deploy.driver import rates
 from petra_deploy.driver.place import find
+from petra_deploy.driver.report import targets
 
 ATTAINED = Attained(
     attained_gops=dict.fromkeys(get_args(Computing), 100.0),
@@ -66,6 +67,14 @@ def test_where_it_cannot_be_written_is_said_before_anything_is_measured(tmp_path
         rates.writable(tmp_path / "mine.json")
     with pytest.raises(BadInput, match="does not exist"):
         rates.writable(tmp_path / "nowhere" / "mine.toml")
+
+
+def test_what_is_shown_has_every_rate() -> None:
+    shown = targets.rates(ATTAINED)
+    assert "on 3 small graphs, whose times these rates give within 5% (median)" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    for table, rate in ((ATTAINED.attained_gops, "100"), (ATTAINED.attained_gb_s, "20"), (ATTAINED.operator_us, "0.5")):
+        assert all([key, rate] in rows for key in table)
 
 
 def test_text_is_written_so_that_toml_reads_it(tmp_path: Path) -> None:

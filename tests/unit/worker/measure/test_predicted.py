@@ -65,7 +65,7 @@ def test_figures_say_what_they_are() -> None:
     known = ErrorBar(latency=1.5, speedup=1.2, n=9, device="Tesla T4")
     assert predicted.figure(3.0, "1/s", known).high == 4.5
     assert predicted.figure(3.0, "ratio", known).high == pytest.approx(3.6)
-    assert "9 predictions that were measured on Tesla T4" in predicted.figure(3.0, "ratio", known).note
+    assert "the 9 that were measured on Tesla T4" in predicted.figure(3.0, "ratio", known).note
     assert predicted.unknown("ms", "not predicted").value is None
 
 
