@@ -129,8 +129,9 @@ def answer(result: "Result", *, as_json: bool, quiet: bool) -> None:
     if not as_json:
         print(result.bundle if quiet else f"\nbundle: {result.bundle}")
         if manifest is not None and manifest.speedup.origin == "predicted" and not quiet:
-            name = manifest.target.name
-            print(f"no {name} has run it: every latency and speedup above is predicted, within a factor of two")
+            name, ratio = manifest.target.name, manifest.speedup
+            within = f", the speedup within a factor of {ratio.high / ratio.value:.3g}" if ratio.high else ""
+            print(f"no {name} has run it: every latency and speedup above is predicted{within}")
 
 
 def dump(value: Any) -> None:

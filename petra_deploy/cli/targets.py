@@ -56,22 +56,38 @@ def show(name: str, as_json: bool) -> None:
 
 
 @command.command()
+@click.option("--measure", is_flag=True, help="Measure what the processor attains: half a minute.")
+@click.option("--save", metavar="FILE.toml", help="Write a target's file with what was measured; implies --measure.")
 @options.as_json
 @options.debug
-def detect(as_json: bool) -> None:
+def detect(measure: bool, save: str | None, as_json: bool) -> None:
     """What this machine is, and which targets it satisfies.
 
     \b
     petra-deploy targets detect
+    petra-deploy targets detect --measure --save ./mine.toml
     """
+    from pathlib import Path
+
     from petra_deploy.core import catalogue
     from petra_deploy.driver.report import targets
 
     found = catalogue.detect()
+    attained = None
+    if measure or save:
+        from petra_deploy.core.machine import resolve
+        from petra_deploy.driver import rates
+
+        path = rates.writable(Path(save)) if save else None
+        target, attained = rates.measured(resolve("cpu"))
+        if path:
+            rates.save(path, target)
     if as_json:
-        dump(found)
+        from petra_deploy.core.files import plain
+
+        dump(found if attained is None else {**plain(found), "attained": attained})
     else:
-        click.echo(targets.detected(found))
+        click.echo(targets.detected(found) + (f"\n\n{targets.rates(attained)}" if attained else ""))
 
 
 @command.command()

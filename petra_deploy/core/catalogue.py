@@ -188,6 +188,14 @@ def _instructed(target: Target) -> Iterator[str]:
             yield f"unknown instruction set {name!r}; known: {', '.join(machine.INSTRUCTIONS)}"
 
 
+def _complete(target: Target) -> Iterator[str]:
+    if missing := target.missing_rates:
+        yield (
+            f"{', '.join(missing)} missing: attained rates are used together; "
+            "`petra-deploy targets detect --save FILE.toml` measures them all"
+        )
+
+
 def _versioned(target: Target) -> Iterator[str]:
     for runtime, ranges in target.runtime_versions.items():
         if runtime != target.runtime and runtime not in target.other_runtimes:
@@ -197,4 +205,6 @@ def _versioned(target: Target) -> Iterator[str]:
                 yield f'runtime_versions.{runtime}: {text!r} is not a range like ">=10.0,<11"'
 
 
-_CHECKS: tuple[Callable[[Target], Iterator[str]], ...] = (_described, _precise, _capable, _instructed, _versioned)
+_CHECKS: tuple[Callable[[Target], Iterator[str]], ...] = (
+    _described, _precise, _capable, _instructed, _complete, _versioned,
+)  # fmt: skip

@@ -105,6 +105,21 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, dumps(value) + "\n")
 
 
+def write_toml(path: Path, value: Any) -> None:
+    """The fields of a dataclass that are not empty, then its tables."""
+    fields = {name: field for name, field in plain(value).items() if field not in (None, "", [], {}, False)}
+    lines = [f"{name} = {_toml(field)}" for name, field in fields.items() if not isinstance(field, dict)]
+    for name, table in fields.items():
+        if isinstance(table, dict):
+            lines += ["", f"[{name}]", *(f"{_toml(key)} = {_toml(entry)}" for key, entry in table.items())]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _toml(value: Any) -> str:
+    """Text, numbers, booleans and lists of them are written in TOML as in JSON, but for DEL."""
+    return json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write whole or not at all: a temporary name in the same folder, fsync, rename, fsync."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -1,4 +1,4 @@
-"""The eight jobs: plain data that the driver hands to a worker, and what each answers.
+"""The nine jobs: plain data that the driver hands to a worker, and what each answers.
 
 `run(job: Job[A]) -> Done[A] | Failed` is all that a stage knows of the outside. Files are named
 by keys of the store. What a job may use up is in `limits` and takes no part in its cache key.
@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 from annotated_types import Ge, Gt
 
 from petra_deploy.core.data import Data
-from petra_deploy.core.outcome import Done, Engine, Failed, Graph, Measurement, Score
+from petra_deploy.core.outcome import Attained, Done, Engine, ErrorBar, Failed, Graph, Measurement, Score
 from petra_deploy.core.plan import Inspected, Layout, Probed
 from petra_deploy.core.strategy import FULL, Fidelity, Strategy
 from petra_deploy.core.target import Target
@@ -125,8 +125,24 @@ class Predict(Job[Measurement]):
     split: Split  # inputs to feed
     batches: tuple[int, ...] = (1, 16)
 
+    error: ErrorBar = field(default_factory=ErrorBar)
+
     kind: ClassVar[str] = "predict"
     answer: ClassVar[type] = Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates(Job[Attained]):
+    """What this processor attains on small graphs; of a target that it is."""
+
+    target: Target
+    seconds: Annotated[float, Gt(0)] = 0.15  # that each graph runs
+
+    kind: ClassVar[str] = "rates"
+    answer: ClassVar[type] = Attained
+    exclusive: ClassVar[bool] = True
+    cached: ClassVar[bool] = False
+    fresh: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +161,7 @@ class Scored(Job[Score]):
     answer: ClassVar[type] = Score
 
 
-_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Predict, Scored)
+_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Predict, Rates, Scored)
 JOBS: dict[str, type[Any]] = {job.kind: job for job in _KINDS}
 
 

@@ -1,11 +1,14 @@
 """What came of a strategy: figures with their bounds and origins, never bare floats."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
+
+from annotated_types import Ge
 
 from petra_deploy.core.data import Data
 from petra_deploy.core.strategy import Fidelity, Strategy
-from petra_deploy.core.target import Precision
+from petra_deploy.core.target import Computing, Moving, Precision, Starting
 from petra_deploy.core.workload import Signature
 
 Origin = Literal["measured", "predicted", "counted"]
@@ -38,6 +41,32 @@ class Figure(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ErrorBar(Data):
+    """How far predictions may be off, either way, as factors; of `n` comparisons with measurements."""
+
+    latency: Annotated[float, Ge(1)] = 2.0
+    speedup: Annotated[float, Ge(1)] = 2.0
+    n: int = 0  # none: the factors are assumed
+    device: str = ""  # that was measured
+
+    @property
+    def words(self) -> str:
+        """Such as "within a factor of 1.3, latencies of 1.5 (as 9 of 10 ... were)"; the first is of speedups."""
+        within = f"within a factor of {self.speedup:.3g}"
+        if not self.n:
+            return within
+        latencies = "" if self.latency == self.speedup else f", latencies of {self.latency:.3g}"
+        return f"{within}{latencies} (as 9 of 10 of the {self.n} that were measured on {self.device} were)"
+
+    @property
+    def note(self) -> str:
+        if not self.n:
+            either = f"bounds are a factor of {self.latency:g} either way"
+            return f"by a latency model that nobody has measured on this target: {either}"
+        return f"by a latency model: bounds hold for 9 of 10 of the {self.n} that were measured on {self.device}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Work(Data):
     """What one operator of a graph has to do in one call. Counted, never timed."""
 
@@ -48,7 +77,42 @@ class Work(Data):
     precision: Precision
     inner: int = 0  # the width summed over, of a layer with weights
     outer: int = 0  # and the width put out
+    taps: int = 1  # of a convolution's kernel: 9 of a 3x3
+    steps: int = 1  # of a recurrent layer, one after the other
     joined: bool = False  # works element by element on what an operator before it hands it
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkSum(Data):
+    """All that a graph has to do in one call."""
+
+    operators: int
+    macs: dict[Precision, float] = field(default_factory=dict)
+    weight_bytes: float
+    activation_bytes: float
+
+    @classmethod
+    def of(cls, work: Sequence[Work]) -> "WorkSum":
+        macs: dict[Precision, float] = {}
+        for each in work:
+            if each.macs:
+                macs[each.precision] = macs.get(each.precision, 0.0) + each.macs
+        return cls(
+            operators=len(work), macs=macs, weight_bytes=sum(each.weight_bytes for each in work),
+            activation_bytes=sum(each.activation_bytes for each in work),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attained(Data):
+    """The rates of a processor, as small graphs showed them: the tables of a Target."""
+
+    attained_gops: dict[Computing, float]
+    attained_gb_s: dict[Moving, float]
+    operator_us: dict[Starting, float]
+    graphs: int  # that were measured
+    median_error: float  # of the sum over operators on those graphs, relative
+    machine: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +164,7 @@ class Measurement(Data):
     over_half: tuple[Figure, ...] = ()  # the same over the baseline in FP16; on a GPU, where that is what is served
     load: Figure  # ms to open the candidate's engine
     peak_memory: Figure  # bytes, of a process that serves the candidate
+    work: tuple[WorkSum, ...] = ()  # the candidate's, one a batch size; where it was predicted
     rounds: str  # the store key of the raw rounds; empty where there were none
     machine: dict[str, object] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

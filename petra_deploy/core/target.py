@@ -6,7 +6,7 @@ target (a source for each claim, peaks of listed precisions only) `core/catalogu
 """
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import Ge, Gt, Lt
 
@@ -14,6 +14,17 @@ from petra_deploy.core.data import Data
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8", "fp4"]
 Amount = Annotated[float, Gt(0), Lt(1e9)]
+Computing = Literal[  # operators that multiply and accumulate; a convolution of larger kernels is "conv"
+    "fp32.conv", "fp32.conv1x1", "fp32.depthwise", "fp32.matmul", "fp32.recurrent",
+    "int8.conv", "int8.conv1x1", "int8.depthwise", "int8.matmul", "int8.recurrent",
+]  # fmt: skip
+Moving = Literal[  # whose bytes: of layers (weights, states at each step, activations, kernels' windows), and of others
+    "weights", "states", "fp32.activations", "int8.activations", "fp32.gathered", "int8.gathered",
+    "fp32.elementwise", "int8.elementwise", "curved", "moved", "converted",
+]  # fmt: skip
+Starting = Literal[  # a call, an operator without weights, one with, a step of a recurrent layer
+    "call", "fp32", "int8", "fp32.layer", "int8.layer", "fp32.step", "int8.step",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,9 +48,27 @@ class Target(Data):
     shared_memory: bool = False  # the device and the processor share it
     bandwidth_gb_s: Amount | None = None
     peaks_tflops: dict[Precision, Amount] = field(default_factory=dict)  # dense; of int8, tera operations
+    attained_gops: dict[Computing, Amount] = field(default_factory=dict)  # measured: 10^9 operations/s, two a MAC
+    attained_gb_s: dict[Moving, Amount] = field(default_factory=dict)  # read and written
+    operator_us: dict[Starting, Amount] = field(default_factory=dict)  # to start it
     power_w: Amount | None = None  # the most it draws
     price_per_hour_usd: Amount | None = None
     sources: dict[str, str] = field(default_factory=dict)  # figure -> where it is from
+
+    @property
+    def attained(self) -> bool:
+        """Whether all rates that a prediction takes were measured."""
+        return bool(self.attained_gops) and not self.missing_rates
+
+    @property
+    def missing_rates(self) -> tuple[str, ...]:
+        """Those without which the others cannot be used; empty where there are none at all."""
+        tables = (("attained_gops", Computing), ("attained_gb_s", Moving), ("operator_us", Starting))
+        if not any(getattr(self, name) for name, _ in tables):
+            return ()
+        return tuple(
+            f"{name}.{key}" for name, keys in tables for key in get_args(keys) if key not in getattr(self, name)
+        )
 
     @property
     def saturates(self) -> bool:

@@ -78,8 +78,9 @@ def time_job(engine: Engine, case: Case, rounds: int, limits: Limits) -> Job[Mea
     target, split, baseline = case.place.target, case.workload.selection, case.baseline or engine
     if case.place.predicted:
         return Predict(
-            engine=engine, baseline=baseline, target=target, split=split, batches=case.batches, limits=limits
-        )
+            engine=engine, baseline=baseline, target=target, split=split, batches=case.batches,
+            error=case.place.error, limits=limits,
+        )  # fmt: skip
     return Measure(
         engine=engine, baseline=baseline, target=target, split=split, batches=case.batches, rounds=rounds,
         seed=case.seed, limits=limits,

@@ -6,13 +6,15 @@
     place.at_hand                       # on which artifacts are built and scored here
 
 For a target that is not here, artifacts are built and scored on ONNX Runtime's processor kernels, and
-every latency is predicted from the target's file.
+every latency is predicted from the target's file, with the error bar of its ledger.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+from petra_deploy.core import ledger
 from petra_deploy.core.errors import BadInput, TargetAbsent
 from petra_deploy.core.machine import absent, installed, require, resolve, unserved
+from petra_deploy.core.outcome import ErrorBar
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.core.target import Target
 
@@ -23,6 +25,7 @@ RUNTIME = "onnxruntime"  # that every machine has
 class Place:
     target: Target
     why: str = ""  # it is not here, in words that follow the target's name
+    error: ErrorBar = field(default_factory=ErrorBar)  # of predictions
 
     @property
     def predicted(self) -> bool:
@@ -47,18 +50,20 @@ class Place:
         return replace(self.target, runtime=RUNTIME, device="cpu") if self.predicted else self.target
 
     def settings(self, strategy: Strategy) -> dict[str, object]:
-        """Of the runtime. What stands in computes Q/DQ pairs as they are written.
+        """Of the runtime. What stands in for a GPU computes Q/DQ pairs as they are written.
 
         The processor's own int8 kernels may saturate (without VNNI), which the target's do not.
         """
-        return {**strategy.runtime, "optimization": "none"} if self.predicted else strategy.runtime
+        stands_in = self.predicted and self.target.device != "cpu"
+        return {**strategy.runtime, "optimization": "none"} if stands_in else strategy.runtime
 
     @property
     def sentence(self) -> str:
         """What is said first and last in a run whose latencies are predicted."""
         return (
             f"{self.target.name} is not here (it {self.why}): every latency, throughput and speedup is predicted from "
-            "its data sheet, within a factor of two; the metric is measured, on the very file that ships"
+            f"its {'rates' if self.target.attained else 'data sheet'}, {self.error.words}; "
+            "the metric is measured, on the very file that ships"
         )
 
 
@@ -83,11 +88,12 @@ def find(name: str, *, runtime: str = "", require_measured: bool = False) -> Pla
             "latencies are predicted; or optimize for this machine with --target cpu",
         )
     if not predictable(target):
+        lacks = f"lacks {', '.join(target.missing_rates)}" if target.missing_rates else "has no peaks and bandwidth"
         raise TargetAbsent(
-            f"the target {target.name} is not here: it {why}; and its file has no peaks and bandwidth to predict from",
+            f"the target {target.name} is not here: it {why}; and its file {lacks} to predict from",
             "`petra-deploy targets list` shows which targets are here",
         )
-    return Place(target, why)
+    return Place(target, why, ledger.error_bar(target))
 
 
 def on(target: Target, runtime: str) -> Target:
@@ -110,4 +116,5 @@ def on(target: Target, runtime: str) -> Target:
 
 def predictable(target: Target) -> bool:
     """Whether the target's file says enough for a prediction."""
-    return target.bandwidth_gb_s is not None and bool({"fp32", "fp16"} & set(target.peaks_tflops))
+    peaks = target.bandwidth_gb_s is not None and bool({"fp32", "fp16"} & set(target.peaks_tflops))
+    return target.attained or (peaks and not target.missing_rates)

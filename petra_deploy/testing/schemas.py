@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from petra_deploy.core import files
+from petra_deploy.core.ledger import Ledger
 from petra_deploy.core.request import Request
 from petra_deploy.core.target import Target
 from petra_deploy.driver.bundle.manifest import Manifest
@@ -22,6 +23,7 @@ KINDS: Mapping[str, type[Any]] = {
     "strategy": Recipe,  # bundle/strategy.json
     "run": Request,  # run.json
     "target": Target,  # targets/<name>.toml
+    "ledger": Ledger,  # profiles/<target>/ledger.json
 }
 
 

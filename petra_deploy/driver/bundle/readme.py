@@ -66,7 +66,7 @@ def _how(m: Manifest) -> str:
         return f"baseline latency / this\n  latency over {rounds}, interleaved on one machine."
     half = m.speedup_over_fp16
     beside = f" Over the baseline in FP16: {half.value:.2f}x {_bounds(half.low, half.high)}." if half else ""
-    model = "a\n  latency model from the target's data sheet"
+    model = "a\n  latency model from what the target's file says"
     return f"baseline in FP32 / this, by {model}.{beside} No {m.target.name} has run it yet."
 
 

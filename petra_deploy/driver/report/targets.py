@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from petra_deploy.core.catalogue import IDENTITY, Detected, Entry
 from petra_deploy.core.files import plain
+from petra_deploy.core.outcome import Attained
 from petra_deploy.core.target import Target
 from petra_deploy.driver.report.table import columns, printable
 
@@ -32,6 +33,18 @@ def page(target: Target, absent: str | None) -> str:
 def detected(found: Detected) -> str:
     """This machine, and the targets that it is and is not."""
     return "\n".join(map(printable, _detected(found)))
+
+
+def rates(found: Attained) -> str:
+    """What the processor attains, a line a rate."""
+    lines = [f"attained      on {found.graphs} small graphs, whose times these rates give within "
+             f"{found.median_error:.0%} (median)"]  # fmt: skip
+    for title, unit, table in (
+        ("computing", "10^9 operations/s", found.attained_gops), ("moving", "GB/s", found.attained_gb_s),
+        ("starting", "us", found.operator_us),
+    ):  # fmt: skip
+        lines += ["", *columns([(title, unit), *((key, f"{rate:,.4g}") for key, rate in table.items())]).splitlines()]
+    return "\n".join(map(printable, lines))
 
 
 def checked(problems: Mapping[str, Sequence[str]]) -> str:

@@ -3,37 +3,52 @@
     latency_ms(work, target)            # of one call
     halved(work)                        # the same operators in FP16
 
-An operator takes its multiply-accumulates at the peak that its precision has on the target, and its
-bytes at the target's bandwidth, each as far as such programs reach them, and every kernel its start.
-Widths are filled up to what the target's matrix units take. The form was fitted on a processor,
-where over 42 candidates the median error was 4% (docs/measurements.md); the shares of the peaks on a
-GPU are assumptions, and so the error bar is a factor of two until predictions have been measured there.
+Where the target's file has rates that were measured (`attained.py`), the sum of what operators take at
+those. Elsewhere an operator takes its multiply-accumulates at the peak that its precision has on the
+target, and its bytes at the target's bandwidth, each as far as such programs reach them, and every kernel
+its start; widths are filled up to what the target's matrix units take. How far they reach them
+(`ASSUMED`) is a guess until predictions have been measured there (`core/ledger.py`).
 Source of the form: Williams et al., "Roofline" (2009), with sums in place of the maximum.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from petra_deploy.core.outcome import Figure, Work
+from petra_deploy.core.outcome import ErrorBar, Figure, Work
 from petra_deploy.core.target import Precision, Target
-
-FACTOR = 2.0  # of a latency and of a ratio, either way
-NOTE = f"by a latency model that nobody has measured on this target: bounds are a factor of {FACTOR:g} either way"
-_OF_PEAK, _OF_BANDWIDTH = 0.4, 0.7  # what a network of middling layers reaches of a GPU's data sheet
-_KERNEL_US = 4.0  # to start a kernel and wait for its end
+from petra_deploy.worker.measure import attained
 
 
-def latency_ms(work: Sequence[Work], target: Target) -> float:
-    """Of one call that does `work`. Raises ValueError for a target without peaks or bandwidth."""
+@dataclass(frozen=True)
+class Shares:
+    """What a network of middling layers reaches of a GPU's data sheet."""
+
+    of_peak: float = 0.4
+    of_bandwidth: float = 0.7
+    kernel_us: float = 4.0  # to start a kernel and wait for its end
+
+
+ASSUMED = Shares()
+
+
+def latency_ms(work: Sequence[Work], target: Target, shares: Shares = ASSUMED) -> float:
+    """Of one call that does `work`.
+
+    Raises ValueError for a target with neither attained rates nor peaks and bandwidth, and with some rates only.
+    """
+    if missing := target.missing_rates:
+        raise ValueError(f"{target.name} has attained rates, but not {', '.join(missing)}")
+    if target.attained:
+        return attained.milliseconds(work, target)
     if target.bandwidth_gb_s is None:
         raise ValueError(f"{target.name} has no bandwidth")
-    bandwidth = target.bandwidth_gb_s * 1e9 * _OF_BANDWIDTH
+    bandwidth = target.bandwidth_gb_s * 1e9 * shares.of_bandwidth
     seconds = 0.0
     for each in work:
-        seconds += 2 * each.macs * _filled(each, target) / (peak(_precision(each), target) * _OF_PEAK)
+        seconds += 2 * each.macs * _filled(each, target) / (peak(_precision(each), target) * shares.of_peak)
         seconds += (each.weight_bytes + each.activation_bytes) / bandwidth
-        seconds += 0.0 if each.joined else _KERNEL_US / 1e6
+        seconds += 0.0 if each.joined else shares.kernel_us / 1e6
     return 1e3 * seconds
 
 
@@ -59,8 +74,12 @@ def peak(precision: Precision, target: Target) -> float:
     raise ValueError(f"{target.name} has no peaks")
 
 
-def figure(value: float, unit: str) -> Figure:
-    return Figure(value=value, unit=unit, low=value / FACTOR, high=value * FACTOR, n=0, origin="predicted", note=NOTE)
+def figure(value: float, unit: str, error: ErrorBar) -> Figure:
+    """With its bounds: those of speedups for a ratio, those of latencies for anything else."""
+    factor = error.speedup if unit == "ratio" else error.latency
+    return Figure(
+        value=value, unit=unit, low=value / factor, high=value * factor, n=0, origin="predicted", note=error.note
+    )
 
 
 def unknown(unit: str, why: str) -> Figure:

@@ -92,6 +92,13 @@ def test_detect_names_the_device_and_its_target(
     assert json.loads(capsys.readouterr().out)["devices"][0]["targets"] == ["h100"]
 
 
+def test_a_file_that_cannot_be_written_is_2_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["targets", "detect", "--save", str(tmp_path / "mine.json")]) == 2
+    assert "is not the name of a target's file" in capsys.readouterr().err
+
+
 def test_no_device_is_said_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(machine, "cuda_devices", tuple)
     run(["targets", "detect"])

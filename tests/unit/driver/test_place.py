@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from petra_deploy.core import machine
+from petra_deploy.core import ledger, machine
 from petra_deploy.core.errors import BadInput, MissingExtra, TargetAbsent
 from petra_deploy.core.machine import CudaDevice
+from petra_deploy.core.outcome import ErrorBar
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver import place as places
 from petra_deploy.driver.place import find
@@ -26,6 +27,16 @@ def test_a_gpu_that_is_not_here_is_predicted_and_the_processor_stands_in(monkeyp
     assert (place.at_hand.runtime, place.at_hand.device) == ("onnxruntime", "cpu")
     assert place.sentence.startswith("t4 is not here (it needs a CUDA device, and there is none here)")
     assert "predicted" in place.sentence
+
+
+def test_the_error_bar_of_a_ledger_is_what_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_devices", tuple)
+    assert "predicted from its data sheet, within a factor of 2;" in find("t4").sentence
+    known = ErrorBar(latency=1.5, speedup=1.2, n=9, device="Tesla T4")
+    monkeypatch.setattr(ledger, "error_bar", lambda target: known)
+    place = find("t4")
+    assert place.error == known
+    assert "within a factor of 1.2, latencies of 1.5 (as 9 of 10 of the 9 that" in place.sentence
 
 
 def test_a_gpu_that_is_here_without_a_backend_is_predicted_too(monkeypatch: pytest.MonkeyPatch) -> None:

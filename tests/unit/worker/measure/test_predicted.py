@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from petra_deploy.core.machine import resolve, targets
-from petra_deploy.core.outcome import Work
+from petra_deploy.core.outcome import ErrorBar, Work
 from petra_deploy.core.target import Target
 from petra_deploy.driver.place import predictable
 from petra_deploy.worker.measure import predicted
@@ -60,8 +60,12 @@ def test_what_the_target_lacks_runs_in_fp32_and_fp32_without_a_source_is_tf32() 
 
 
 def test_figures_say_what_they_are() -> None:
-    figure = predicted.figure(3.0, "ms")
+    figure = predicted.figure(3.0, "ms", ErrorBar())
     assert (figure.low, figure.high, figure.origin, figure.n) == (1.5, 6.0, "predicted", 0)
+    known = ErrorBar(latency=1.5, speedup=1.2, n=9, device="Tesla T4")
+    assert predicted.figure(3.0, "1/s", known).high == 4.5
+    assert predicted.figure(3.0, "ratio", known).high == pytest.approx(3.6)
+    assert "the 9 that were measured on Tesla T4" in predicted.figure(3.0, "ratio", known).note
     assert predicted.unknown("ms", "not predicted").value is None
 
 

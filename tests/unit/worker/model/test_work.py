@@ -8,7 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.model.work import count
+from petra_deploy.worker.model.optimized import optimized
+from petra_deploy.worker.model.work import count, count_nodes
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], shape: tuple[int, ...]) -> Path:
@@ -64,6 +65,33 @@ def test_between_q_and_dq_the_integers_are_what_is_read(tmp_path: Path) -> None:
     assert (relu.joined, relu.precision) == (True, "int8")
 
 
+def test_a_graph_that_runs_as_it_stands_is_counted_node_by_node(tmp_path: Path) -> None:
+    held = {
+        "s": np.float32(0.1) * np.ones((), np.float32), "z": zeros(dtype=np.uint8), "t": np.full(8, 0.1, np.float32),
+        "w": zeros(8, 3, 3, 3, dtype=np.int8), "y0": zeros(8, dtype=np.int8),
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("QLinearConv", ["q", "s", "z", "w", "t", "y0", "s", "z"], ["c"]),
+        helper.make_node("DequantizeLinear", ["c", "s", "z"], ["y"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, held, (1, 3, 6, 6))
+    quantize, conv, back = count_nodes(optimized(path, {"optimization": "none"}), {"x": zeros(1, 3, 6, 6)})
+    assert (conv.op, conv.precision, conv.macs, conv.inner, conv.outer, conv.taps) == (
+        "QLinearConv", "int8", 8 * 16 * 27, 27, 8, 9,
+    )  # fmt: skip
+    assert quantize.activation_bytes == 4 * 108 + 108
+    assert back.activation_bytes == 8 * 16 * 5
+
+
+def test_optimizers_that_an_engine_does_without_are_left_out(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("Relu", ["a"], ["y"])]
+    path = save(tmp_path / "m.onnx", nodes, {"w": zeros(4, 3, 3, 3)}, (1, 3, 6, 6))
+    assert [node.op_type for node in optimized(path).graph.node] == ["FusedConv"]
+    without = optimized(path, {"disabled_optimizers": ["ConvActivationFusion"]})
+    assert [node.op_type for node in without.graph.node] == ["Conv", "Relu"]
+
+
 def test_a_recurrent_layer_counts_every_step_and_a_table_the_rows_taken(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
@@ -73,7 +101,7 @@ def test_a_recurrent_layer_counts_every_step_and_a_table_the_rows_taken(tmp_path
     weights = {"table": zeros(1000, 6), "w": zeros(1, 20, 6), "r": zeros(1, 20, 5)}
     _, gather, lstm = count(save(tmp_path / "m.onnx", nodes, weights, (7, 2)), {"x": zeros(7, 2)})
     assert gather.weight_bytes == 4 * 7 * 2 * 6
-    assert lstm.macs == 7 * 2 * 4 * 5 * (6 + 5)
+    assert (lstm.macs, lstm.steps) == (7 * 2 * 4 * 5 * (6 + 5), 7)
 
 
 def test_what_does_not_run_is_a_mismatch(tmp_path: Path) -> None:
