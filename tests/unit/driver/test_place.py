@@ -28,6 +28,8 @@ def test_a_gpu_that_is_not_here_is_predicted_and_the_processor_stands_in(monkeyp
 
 def test_a_gpu_that_is_here_without_a_backend_is_predicted_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cuda_devices", lambda: (CudaDevice("Tesla T4", "7.5", 15 << 30),))
+    assert not find("t4").predicted
+    monkeypatch.setattr("petra_deploy.core.registry.names", lambda kind: ("onnxruntime",))
     assert find("t4").why == "runs on tensorrt, for which there is no backend yet"
 
 
