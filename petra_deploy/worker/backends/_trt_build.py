@@ -78,14 +78,13 @@ def compile(
     _configure(trt, config, settings, vendor)
     if capability is not None and vendor.aim is not None:
         vendor.aim(trt, config, capability)
-    timings = config.create_timing_cache(timing)
-    if timings is not None and not config.set_timing_cache(timings, False):
+    if vendor.times and not config.set_timing_cache(config.create_timing_cache(timing), False):
         config.set_timing_cache(config.create_timing_cache(b""), False)  # of another device: timed afresh
     ranges = _profile(builder, config, network, settings.sizes)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise Refused(_told(log, vendor))
-    timings = config.get_timing_cache()
+    timings = config.get_timing_cache() if vendor.times else None
     return Built(
         plan=bytes(plan),
         timing=b"" if timings is None else bytes(timings.serialize()),
@@ -103,7 +102,7 @@ def merged(vendor: Vendor, one: bytes, other: bytes) -> bytes:
     trt, log = vendor.load()
     config = trt.Builder(log).create_builder_config()
     timings = config.create_timing_cache(one)
-    if timings is None or not timings.combine(config.create_timing_cache(other), False):
+    if not timings.combine(config.create_timing_cache(other), False):
         return other
     return bytes(timings.serialize())
 

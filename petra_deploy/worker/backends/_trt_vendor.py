@@ -40,6 +40,7 @@ class Vendor:
     aim: Callable[[Any, Any, str], None] | None  # how a builder's config is told of a device that is not here
     contexts: Callable[[Any, Any, bool, Path], Contexts]  # of package, engine, CUDA graph wanted, cache file
     graphs: bool  # whether CUDA graphs are left to `contexts`
+    times: bool  # whether it times kernels when it builds, and keeps that in a timing cache
 
     @property
     def ahead(self) -> bool:

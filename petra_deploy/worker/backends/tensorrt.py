@@ -25,7 +25,7 @@ def _contexts(trt: Any, engine: Any, cuda_graph: bool, jit: Path) -> Contexts:
 
 
 VENDOR = Vendor(
-    name="tensorrt", title="TensorRT", extra="tensorrt", aim=None, graphs=False, contexts=_contexts,
+    name="tensorrt", title="TensorRT", extra="tensorrt", aim=None, graphs=False, times=True, contexts=_contexts,
     source=" --extra-index-url https://pypi.nvidia.com (its libraries come from NVIDIA's own index, not from PyPI)",
 )  # fmt: skip
 

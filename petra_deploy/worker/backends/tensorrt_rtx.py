@@ -55,7 +55,7 @@ def _known(trt: Any) -> dict[str, Any]:
 
 
 VENDOR = Vendor(
-    name="tensorrt_rtx", title="TensorRT-RTX", extra="tensorrt-rtx", aim=_aim, graphs=True, contexts=_contexts,
+    name="tensorrt_rtx", title="TensorRT-RTX", extra="tensorrt-rtx", aim=_aim, graphs=True, times=False, contexts=_contexts,
     source=" (for Linux and Windows on x86-64)",
 )  # fmt: skip
 
