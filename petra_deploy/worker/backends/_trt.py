@@ -32,7 +32,7 @@ from petra_deploy.worker.backends import _trt_lottery as lottery
 from petra_deploy.worker.backends._trt_build import Built, Settings, compile, merged
 from petra_deploy.worker.backends._trt_cache import MODEL, TIMING, Provenance
 from petra_deploy.worker.backends._trt_runner import Runner
-from petra_deploy.worker.backends._trt_vendor import Vendor
+from petra_deploy.worker.backends._trt_vendor import Vendor, admits
 from petra_deploy.worker.measure.lock import exclusive
 
 _LOG = logging.getLogger("petra_deploy")
@@ -102,6 +102,9 @@ def _index(vendor: Vendor, target: Target, wanted: Settings) -> int | None:
     """The number of the device to build on; None: ahead of time. Raises Problem where that cannot be."""
     if wanted.sparse and "2:4" not in target.sparsity:
         raise Problem("unsupported", f"{target.name} does not skip 2:4 zeros", "leave out the setting sparse")
+    ranges, version = target.runtime_versions.get(vendor.name, ()), describe(vendor).get(vendor.name, "")
+    if not admits(ranges, version):
+        raise Problem("unsupported", f"{vendor.title} {version} is here, and {target.name} needs {' or '.join(ranges)}")
     index = vendor.index(target)
     if index is not None:
         return index

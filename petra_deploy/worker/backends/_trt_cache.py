@@ -14,6 +14,7 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from petra_deploy.core import files
 from petra_deploy.core.data import Data
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.store import default_root
+from petra_deploy.worker.backends._trt_vendor import numbers
 
 PLAN, NOTE, TIMING, MODEL = "model.plan", "plan.json", "timing.cache", "model.onnx"
 
@@ -47,10 +49,10 @@ class Provenance(Data):
         The driver may change: plans outlive it.
         """
         if hardware == "ampere_plus":
-            fitting = min(_numbers(capability), _numbers(self.compute_capability)) >= (8,)
+            fitting = min(numbers(capability), numbers(self.compute_capability)) >= (8,)
         else:
             fitting = capability == self.compute_capability and (hardware != "this" or self.device in ("", device))
-        ours, theirs = _numbers(self.version), _numbers(version)
+        ours, theirs = numbers(self.version), numbers(version)
         return fitting and (ours == theirs or (newer and ours[:1] == theirs[:1] and ours < theirs))
 
 
@@ -99,7 +101,13 @@ def timing_file(version: str, device: str, driver: str) -> Path:
 
 
 def jit_file(version: str, device: str, plan: str) -> Path:
-    return root("jit") / f"{_slug(version, device, plan[:16])}.cache"
+    """Those of plans that were not opened for a month go."""
+    folder, old = root("jit"), time.time() - 30 * 86400
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_mtime < old:
+                path.unlink()
+    return folder / f"{_slug(version, device, plan[:16])}.cache"
 
 
 def read(path: Path) -> bytes:
@@ -127,10 +135,6 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 def _slug(*parts: str) -> str:

@@ -11,7 +11,7 @@ Without a driver TensorRT's lean runtime hands out an object whose use is a segm
 import functools
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,21 @@ class Vendor:
     def index(self, target: Target) -> int | None:
         """The number of the first device that is the target; None where there is none."""
         return next((i for i, device in enumerate(cuda_devices()) if matches(target, device)), None)
+
+
+def admits(ranges: Sequence[str], version: str) -> bool:
+    """Whether one of the ranges (">=10.0,<11") holds the version; no range at all holds every one."""
+    return not ranges or any(all(_bounds(part, version) for part in text.split(",")) for text in ranges)
+
+
+def _bounds(part: str, version: str) -> bool:
+    if part.startswith(">="):
+        return numbers(version) >= numbers(part)
+    return numbers(version) < numbers(part)
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
 
 
 @functools.cache

@@ -23,6 +23,7 @@ from petra_deploy.worker.backends._trt_runner import Runner
 from petra_deploy.worker.backends._trt_vendor import Contexts, Vendor
 
 _TURING = "7.5"
+_SERVED = ("8.0", "8.6", "8.9", "12.0", "12.1")  # of its support matrix
 
 
 def _contexts(trt: Any, engine: Any, cuda_graph: bool, jit: Path) -> Contexts:
@@ -55,14 +56,16 @@ def _known(trt: Any) -> dict[str, Any]:
 
 
 VENDOR = Vendor(
-    name="tensorrt_rtx", title="TensorRT-RTX", extra="tensorrt-rtx", aim=_aim, graphs=True, times=False, contexts=_contexts,
-    source=" (for Linux and Windows on x86-64)",
+    name="tensorrt_rtx", title="TensorRT-RTX", extra="tensorrt-rtx", source=" (for Linux and Windows on x86-64)",
+    aim=_aim, contexts=_contexts, graphs=True, times=False,
 )  # fmt: skip
 
 
 def obstacles(target: Target) -> tuple[str, ...]:
     if target.compute_capability == _TURING:
         return ("TensorRT-RTX computes wrong results on Turing (compute capability 7.5)",)
+    if target.compute_capability not in (None, *_SERVED):
+        return (f"TensorRT-RTX serves compute capabilities {', '.join(_SERVED)}, not {target.compute_capability}",)
     return _trt.obstacles(target)
 
 

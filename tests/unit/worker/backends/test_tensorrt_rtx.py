@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,7 @@ def test_every_setting_reaches_the_compiler(store: Store, tmp_path: Path) -> Non
         (Target(name="t", runtime="tensorrt_rtx", device="cuda", compute_capability="8.6"), {"sparse": True},
          "t does not skip 2:4 zeros"),
         (Target(name="t", runtime="tensorrt_rtx", device="cuda"), {}, "names no compute capability"),
+        (replace(ADA, runtime_versions={"tensorrt_rtx": (">=1.0,<1.1", ">=99")}), {}, "ada needs >=1.0,<1.1 or >=99"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_built_is_said(
@@ -209,12 +211,14 @@ def test_a_bundles_plan_is_not_believed_but_built_again_once(
     (bundle / "model.plan").write_bytes(made.data)
     assert _trt_cache.vouched(bundle) == made
     (bundle / "model.onnx").unlink()
-    with pytest.raises(Problem, match="neither a plan that was built here nor a model.onnx"):
+    with pytest.raises(Problem, match="neither a plan that was built here nor a model"):
         _trt._built_here(backend.VENDOR, bundle, Settings(), 0, version)
 
 
 def test_targets_of_the_rtx_class_only() -> None:
     assert backend.obstacles(ADA) == ()
     assert "Turing" in backend.obstacles(machine.resolve("t4"))[0]
+    assert "not 9.0" in backend.obstacles(machine.resolve("h100"))[0]
+    assert backend.obstacles(machine.resolve("rtx-5090")) == ()
     assert backend.obstacles(Target(name="c", runtime="tensorrt_rtx", device="cpu"))
     assert np.all([knob.choices for knob in backend.knobs(ADA).values()])
