@@ -144,8 +144,8 @@ def _profile(builder: Any, config: Any, network: Any, sizes: Mapping[str, Range]
     if unknown := set(sizes) - set(found):
         raise Problem("input", f"no input has a dynamic dimension {sorted(unknown)[0]!r}",
                       f"it has {', '.join(found) or 'none'}")  # fmt: skip
-    if found:
-        config.add_optimization_profile(profile)
+    if found and config.add_optimization_profile(profile) < 0:
+        raise Problem("unsupported", f"the sizes {found} are not accepted")
     return found
 
 
