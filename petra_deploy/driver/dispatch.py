@@ -23,7 +23,8 @@ from petra_deploy.core.outcome import Done, Failed
 from petra_deploy.core.store import Store
 
 A = TypeVar("A")
-_PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "neural-compressor", "torchao", "torch-pruning", "numpy")
+_PACKAGES = ("torch", "onnx", "onnxruntime", "onnxscript", "neural-compressor", "torchao", "torch-pruning", "numpy",
+             "tensorrt", "tensorrt-rtx")  # fmt: skip
 _LASTING = ("unsupported", "mismatch")
 
 

@@ -49,8 +49,9 @@ def build(
 ) -> Engine:
     """Fill `folder`; the engine's key is empty. Where the device is here, the plan is run as well.
 
-    Raises Problem "unsupported" where the graph is refused or no device is here to build on, "mismatch"
-    where its doors are not the signature's or no build computes what it should, "extra" without the package.
+    Raises Problem "unsupported" where the graph is refused, "absent" where no device is here to build on,
+    "mismatch" where its doors are not the signature's or no build computes what it should, "extra" without
+    the package or with a release that the target does not work with.
     """
     wanted = files.decode(dict(settings), Settings, "the runtime settings")
     vendor.load()
@@ -104,21 +105,21 @@ def _index(vendor: Vendor, target: Target, wanted: Settings) -> int | None:
         raise Problem("unsupported", f"{target.name} does not skip 2:4 zeros", "leave out the setting sparse")
     ranges, version = target.runtime_versions.get(vendor.name, ()), describe(vendor).get(vendor.name, "")
     if not admits(ranges, version):
-        raise Problem("unsupported", f"{vendor.title} {version} is here, and {target.name} needs {' or '.join(ranges)}")
+        raise Problem("extra", f"{vendor.title} {version} is here, and {target.name} needs {' or '.join(ranges)}")
     index = vendor.index(target)
     if index is not None:
         return index
     if not vendor.ahead:
         vendor.devices()
         raise Problem(
-            "unsupported",
+            "absent",
             f"{vendor.title} builds on the device that it builds for: {target.name} {machine.absent(target)}",
             "build it on the target",
         )
     if target.compute_capability is None:
         raise Problem("unsupported", f"{target.name} is not here, and its file names no compute capability")
     if wanted.builds > 1:
-        raise Problem("unsupported", f"several builds are compared on the device, and {target.name} is not here",
+        raise Problem("absent", f"several builds are compared on the device, and {target.name} is not here",
                       "leave out the setting builds")  # fmt: skip
     return None
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petra_deploy.core.errors import Problem
+from petra_deploy.core.outcome import FailureKind
 from petra_deploy.worker.backends._cuda import Bytes, Cuda
 from petra_deploy.worker.backends._trt_cache import Plan
 from petra_deploy.worker.backends._trt_vendor import Vendor, sentence
@@ -84,7 +85,7 @@ class Runner:
             raise
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
-        """Raises Problem("unsupported") where the engine cannot run on these feeds."""
+        """Raises Problem "unsupported" where the engine is not made for these feeds, "crash" where it fails on them."""
         cuda, shaped = self._ready(feeds)
         for name in self.inputs:
             cuda.upload(shaped.tensors[name].address, shaped.tensors[name].page)
@@ -146,7 +147,9 @@ class Runner:
             raise self._problem("no execution context can be made")
         for name, shape in shapes.items():
             if not context.set_input_shape(name, shape):
-                raise self._problem(f"input {name!r} of shape {shape} is outside of what it was built for")
+                raise self._problem(
+                    f"input {name!r} of shape {shape} is outside of what it was built for", "unsupported"
+                )
         shaped = _Shaped(context)
         try:
             for name in (*self.inputs, *self.outputs):
@@ -202,6 +205,6 @@ class Runner:
             cuda.free(tensor.address)
             cuda.unpin(tensor.page)
 
-    def _problem(self, what: str) -> Problem:
+    def _problem(self, what: str, kind: FailureKind = "crash") -> Problem:
         said = [sentence(message, self._vendor).partition(": ")[2] for message in self._log.drain()]
-        return Problem("unsupported", f"the engine cannot run: {what}" + "".join(f"; {text}" for text in said[:2]))
+        return Problem(kind, f"the engine cannot run: {what}" + "".join(f"; {text}" for text in said[:2]))

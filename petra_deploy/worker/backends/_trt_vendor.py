@@ -1,7 +1,7 @@
 """What `tensorrt` and `tensorrt_rtx` do not share, and how either package is brought in.
 
     trt, log = vendor.load()            # Problem "extra" where the package is not here
-    vendor.devices()                    # Problem "unsupported" where no driver is: see below
+    vendor.devices()                    # Problem "absent" where no driver is: see below
     sentence(log.drain()[0], vendor)    # what went wrong, without NVIDIA's source lines
 
 Without a driver TensorRT's lean runtime hands out an object whose use is a segmentation fault (10.x and
@@ -52,11 +52,11 @@ class Vendor:
         return _loaded(self)
 
     def devices(self) -> tuple[CudaDevice, ...]:
-        """The CUDA devices, at least one. Raises Problem("unsupported") where there is none."""
+        """The CUDA devices, at least one. Raises Problem("absent") where there is none."""
         if found := cuda_devices():
             return found
         raise Problem(
-            "unsupported",
+            "absent",
             f"{self.title} runs on an NVIDIA GPU, and no driver or CUDA device is here",
             "open it on a machine that has one; the model.onnx beside the plan runs anywhere with onnxruntime",
         )

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from petra_deploy.core import machine
-from petra_deploy.core.errors import Problem
+from petra_deploy.core.errors import Problem, of_kind
 from petra_deploy.core.store import Store
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import TensorSpec
@@ -85,8 +85,9 @@ def test_no_driver_is_said_before_anything_is_asked_of_the_package(
 ) -> None:
     monkeypatch.setattr("petra_deploy.worker.backends._trt_vendor.cuda_devices", tuple)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(Problem, match="TensorRT runs on an NVIDIA GPU, and no driver or CUDA device is here"):
+    with pytest.raises(Problem, match="TensorRT runs on an NVIDIA GPU, and no driver or CUDA device is here") as caught:
         backend.open(tmp_path, {})
+    assert of_kind(caught.value.kind).exit_code == 3
 
 
 def test_it_serves_gpus_only() -> None:

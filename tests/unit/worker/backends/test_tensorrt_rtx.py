@@ -180,7 +180,7 @@ def test_without_a_driver_opening_is_our_error_and_no_segmentation_fault(store: 
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     kind, reason, hint = done.stdout.strip().split("|")
-    assert kind == "unsupported"
+    assert kind == "absent"
     assert reason == "TensorRT-RTX runs on an NVIDIA GPU, and no driver or CUDA device is here"
     assert "onnxruntime" in hint
 
