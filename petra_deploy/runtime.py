@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 from petra_deploy.core import registry
-from petra_deploy.core.errors import BadInput, MissingExtra, Problem
+from petra_deploy.core.errors import BadInput, Problem, of_kind
 from petra_deploy.core.extension import Runner
 from petra_deploy.core.workload import TensorSpec
 from petra_deploy.driver.bundle.manifest import Manifest
@@ -29,7 +29,7 @@ def load_bundle(path: "str | os.PathLike[str]") -> "Bundle":
     """Open the engine of a bundle with the settings it was measured with.
 
     Raises BadInput where `path` is no bundle, NotMet where a file is missing or has changed, MissingExtra
-    where its runtime is not installed.
+    where its runtime is not installed, TargetAbsent where the device that it runs on is not here.
     """
     folder = Path(path)
     manifest = verify(folder)
@@ -37,8 +37,7 @@ def load_bundle(path: "str | os.PathLike[str]") -> "Bundle":
     try:
         runner = backend.open(folder, manifest.runtime.settings)
     except Problem as problem:
-        kind = MissingExtra if problem.kind == "extra" else BadInput
-        raise kind(f"{folder} cannot be opened: {problem.reason}", problem.hint) from problem
+        raise of_kind(problem.kind)(f"{folder} cannot be opened: {problem.reason}", problem.hint) from problem
     return Bundle(folder, manifest, runner)
 
 

@@ -58,8 +58,12 @@ class Problem(Exception):
         self.hint = hint
 
 
+def of_kind(kind: str) -> type[PetraError]:
+    """The error that a failure of this kind is to whoever needs what failed."""
+    kinds: dict[str, type[PetraError]] = {"extra": MissingExtra, "absent": TargetAbsent, "disk": OutOfDisk}
+    return kinds.get(kind, BadInput)
+
+
 def from_failure(failed: "Failed") -> PetraError:
     """The error that ends the program when a job that everything needs has failed."""
-    kinds: dict[str, type[PetraError]] = {"extra": MissingExtra, "disk": OutOfDisk}
-    kind = kinds.get(failed.kind, BadInput)
-    return kind(failed.reason, failed.hint or (f"the log is {failed.log}" if failed.log else ""))
+    return of_kind(failed.kind)(failed.reason, failed.hint or (f"the log is {failed.log}" if failed.log else ""))

@@ -13,7 +13,7 @@ from petra_deploy.core.workload import Signature
 
 Origin = Literal["measured", "predicted", "counted"]
 FailureKind = Literal[
-    "input", "unsupported", "mismatch", "diverged", "timeout", "memory", "crash", "lost", "extra", "disk"
+    "input", "unsupported", "mismatch", "diverged", "timeout", "memory", "crash", "lost", "extra", "absent", "disk"
 ]
 A = TypeVar("A")
 

@@ -24,7 +24,8 @@ from petra_deploy.core.store import Store
 
 A = TypeVar("A")
 _PACKAGES = (
-    "torch", "onnx", "onnxruntime", "openvino", "onnxscript", "neural-compressor", "torchao", "torch-pruning", "numpy",
+    "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "onnxscript",
+    "neural-compressor", "torchao", "torch-pruning", "numpy",
 )  # fmt: skip
 _LASTING = ("unsupported", "mismatch")
 

@@ -48,11 +48,12 @@ def test_list_says_of_each_whether_it_is_here_and_why_not(
     assert rows["l4"].endswith(
         "no: needs a device called 'NVIDIA L4' of compute capability 8.9, and here is Tesla T4 (7.5)"
     )
-    assert rows["t4"].endswith("no: runs on tensorrt, for which there is no backend yet")
+    assert rows["t4"].endswith(" yes")
     assert "\x1b" not in said
     assert run(["targets", "list", "--json"]) == 0
     known = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)["targets"]}
     assert known["cpu"]["here"]
+    assert known["t4"]["here"]
     assert known["t4"]["target"]["memory_gb"] == 16
 
 

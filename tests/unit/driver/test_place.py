@@ -41,6 +41,8 @@ def test_the_error_bar_of_a_ledger_is_what_is_said(monkeypatch: pytest.MonkeyPat
 
 def test_a_gpu_that_is_here_without_a_backend_is_predicted_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cuda_devices", lambda: (CudaDevice("Tesla T4", "7.5", 15 << 30),))
+    assert not find("t4").predicted
+    monkeypatch.setattr("petra_deploy.core.registry.names", lambda kind: ("onnxruntime",))
     assert find("t4").why == "runs on tensorrt, for which there is no backend yet"
 
 
