@@ -27,8 +27,8 @@ from petra_deploy.core.arguments import (
     metric_name,
     model_source,
     out_folder,
+    place,
     sampler_name,
-    target_name,
 )
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.event import OnEvent, silent
@@ -76,6 +76,8 @@ def optimize(
     test: str | Path | None = None,
     target: str = "cpu",
     require_measured: bool = False,
+    remote: str | None = None,
+    remote_python: str | None = None,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -98,11 +100,14 @@ def optimize(
     `time` is in seconds, or text such as "20m"; it defaults to 15 minutes, or to half a minute a
     trial where only `trials` is given. Where no strategy met the budget, the result's `bundle` is
     None and `front.why` says why. For a target that is not here latencies are predicted, and say so in
-    every figure's origin; `require_measured` refuses it instead.
+    every figure's origin; `require_measured` refuses it instead. With `remote`, "user@host" or "host:port",
+    engines are built, run and measured on that machine over ssh, by its `remote_python` (docs/remote.md);
+    target="ssh://user@host/t4" says the same.
 
     Raises a PetraError: NotMet (exit code 1) where the search is hopeless, BadInput (2),
     TargetAbsent (3), MissingExtra (4), OutOfDisk (75), Interrupted (130).
     """
+    name, there = place(target, remote, remote_python)
     source = model_source(model, model_factory, trust, data)
     folder = out_folder(out, source, data)
     with open_run(folder, resume) as run:
@@ -110,8 +115,9 @@ def optimize(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),
             load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder), seed=seed),
-            target=target_name(target),
+            target=name,
             require_measured=require_measured,
+            remote=there,
             goal=goal(objective, max_drop, batches),
             budget=budget(trials, time),
             sampler=sampler_name(sampler),
@@ -133,6 +139,8 @@ def apply(
     test: str | Path | None = None,
     target: str = "cpu",
     require_measured: bool = False,
+    remote: str | None = None,
+    remote_python: str | None = None,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -159,6 +167,7 @@ def apply(
         raise BadInput(f"{strategy} does not exist", "give the strategy.json of a bundle")
     recipe = recipes.read(Path(strategy))
     asked = recipe.goal or Goal()
+    name, there = place(target, remote, remote_python)
     source = model_source(model, model_factory, trust, data)
     folder = out_folder(out, source, data, suffix="-applied")
     with open_run(folder, resume) as run:
@@ -168,8 +177,9 @@ def apply(
             load=LoadOptions(
                 inputs=tuple(inputs), metric=metric_name(metric or recipe.known_metric(data), folder), seed=seed
             ),
-            target=target_name(target),
+            target=name,
             require_measured=require_measured,
+            remote=there,
             goal=goal(objective or asked.objective, asked.max_drop if max_drop is None else max_drop, batches),
             budget=budget(1, time or 3600.0),
             seed=seed,
@@ -188,6 +198,8 @@ def inspect(
     selection: str | Path | None = None,
     test: str | Path | None = None,
     target: str = "cpu",
+    remote: str | None = None,
+    remote_python: str | None = None,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -195,6 +207,7 @@ def inspect(
     on_event: OnEvent = silent,
 ) -> Inspection:
     """What form the model has, its inputs, groups, and which techniques apply and which not, and why."""
+    name, there = place(target, remote, remote_python)
     with tempfile.TemporaryDirectory(prefix="petra-inspect-") as scratch:
         folder = Path(scratch)
         source = model_source(model, model_factory, trust, data)
@@ -202,13 +215,14 @@ def inspect(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),
             load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder)),
-            target=target_name(target),
+            target=name,
+            remote=there,
             budget=Budget(seconds=DEFAULT_SECONDS),
         )
-        place = find(request.target)
         with open_run(folder, False) as run, open_session(request, run.logs, on_event) as session:
+            found = find(request.target, look=session.look)
             loaded = _optimize.load(request, run, session)
-            inspected = session.must(Inspect(workload=loaded.workload, target=place.target, limits=session.limits()))
+            inspected = session.must(Inspect(workload=loaded.workload, target=found.target, limits=session.limits()))
             return Inspection(loaded, inspected)
 
 

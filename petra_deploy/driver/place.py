@@ -8,13 +8,15 @@ For a target that is not here, artifacts are built and scored on ONNX Runtime's 
 every latency is predicted from the target's file.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from petra_deploy.core import machine
 from petra_deploy.core.errors import TargetAbsent
-from petra_deploy.core.machine import absent, resolve, unserved
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.core.target import Target
 
+Look = Callable[[Target], tuple[Target, str | None]]
 RUNTIME = "onnxruntime"  # that every machine has
 
 
@@ -48,10 +50,12 @@ class Place:
         )
 
 
-def find(name: str, *, require_measured: bool = False) -> Place:
-    """Raises BadInput for an unknown target; TargetAbsent for an absent one that cannot or must not be predicted."""
-    target = resolve(name)
-    why = absent(target) or unserved(target)
+def find(name: str, *, require_measured: bool = False, look: Look = machine.look) -> Place:
+    """`look` asks the machine that engines will run on, which may be another one (executors/ssh.py).
+
+    Raises BadInput for an unknown target; TargetAbsent for an absent one that cannot or must not be predicted.
+    """
+    target, why = look(machine.described(name))
     if why is None:
         return Place(target)
     if require_measured:

@@ -32,8 +32,8 @@ _HOLDS = 0.8  # of the recorded speedup; machines and retrained weights differ a
 def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent) -> Finished:
     """Rebuild from `strategy` (a strategy.json). Raises NotMet where its promise no longer holds."""
     recipe = recipes.read(strategy)
-    place = find(request.target, require_measured=request.require_measured)
     with open_session(request, folder.logs, on_event) as session:
+        place = find(request.target, require_measured=request.require_measured, look=session.look)
         if place.predicted:
             session.say(place.sentence, "note")
         loaded = load(request, folder, session)
