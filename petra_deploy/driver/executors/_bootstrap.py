@@ -2,9 +2,9 @@
 
 It runs on whatever Python 3 is there, before any code of ours is: standard library only, nothing imported from
 this package. Its last argument is a JSON object in base64: `digest` (sha256 of the code's archive), `mark` (what
-its one line of greeting begins with) and `needs` (modules that must be importable). Where the code is not there
-yet, eight bytes of length and a .tar.gz follow on standard input; it is kept under its digest in the user's cache
-folder.
+its one line of greeting begins with), `needs` (modules that must be importable) and `wants` (of which it only says
+which are not). Where the code is not there yet, eight bytes of length and a .tar.gz follow on standard input; it is
+kept under its digest in the user's cache folder.
 """
 
 import base64
@@ -20,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 
 def main(asked: "dict[str, object]") -> None:
@@ -28,10 +29,10 @@ def main(asked: "dict[str, object]") -> None:
     root = Path(base).expanduser()
     home = (root if os.environ.get("PETRA_CACHE_DIR") else root / "petra-deploy") / "runner"
     folder = home / str(asked["digest"])
-    needs = asked["needs"]
     hello = {
         "python": list(sys.version_info[:3]),
-        "missing": [name for name in needs if importlib.util.find_spec(name) is None],  # type: ignore[attr-defined]
+        "missing": _absent(asked["needs"]),
+        "wanting": _absent(asked["wants"]),
         "there": folder.is_dir(),
         "trouble": "",
     }
@@ -48,6 +49,10 @@ def main(asked: "dict[str, object]") -> None:
         _unpack(_read(struct.unpack("<Q", _read(8))[0]), str(asked["digest"]), folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
     os.execv(sys.executable, [sys.executable, "-P", "-m", "petra_deploy.driver.executors._supervisor"])
+
+
+def _absent(modules: "Any") -> "list[str]":
+    return [name for name in modules if importlib.util.find_spec(name) is None]
 
 
 def _unpack(data: bytes, digest: str, folder: Path) -> None:

@@ -56,12 +56,15 @@ class Connection:
     def __init__(self, remote: Remote, runtime: str) -> None:
         self.remote = remote
         self._words = bytearray()
-        needs = NEEDS | RUNTIMES.get(runtime, {})
+        self._packages = NEEDS | RUNTIMES.get(runtime, {})
         code, digest = _code()
         mark = f"petra-runner {digest[:16]} "
         try:
             self.process = subprocess.Popen(
-                _command(remote, {"digest": digest, "mark": mark, "needs": list(needs)}),
+                _command(
+                    remote,
+                    {"digest": digest, "mark": mark, "needs": list(NEEDS), "wants": list(RUNTIMES.get(runtime, {}))},
+                ),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -77,7 +80,7 @@ class Connection:
         self.channel = Channel(self.process.stdout.fileno(), self.process.stdin.fileno())
         try:
             hello = json.loads(self.channel.line(mark.encode(), time.monotonic() + PATIENCE))
-            self._check(hello, needs)
+            self._check(hello)
             if not hello["there"]:
                 self.channel.write(struct.pack("<Q", len(code)) + code)
         except (Lost, Late, ValueError) as error:
@@ -132,7 +135,18 @@ class Connection:
             raise Lost(reply["reason"])
         return reply
 
-    def _check(self, hello: dict[str, Any], needs: dict[str, str]) -> None:
+    def lacking(self, modules: list[str]) -> MissingExtra:
+        """The error that names what the Python there lacks, and the one command that installs it."""
+        python, host = self.remote.python, self.remote.name
+        lacks = [self._packages[name] for name in modules]
+        port = f"-p {self.remote.port} " if self.remote.port else ""
+        return MissingExtra(
+            f"{python} on {host} lacks {', '.join(lacks)}",
+            f'install what it lacks: ssh {port}{self.remote.host} "{python} -m pip install {" ".join(lacks)}", or '
+            "name another Python with --remote-python PATH",
+        )
+
+    def _check(self, hello: dict[str, Any]) -> None:
         python, host = self.remote.python, self.remote.name
         version = ".".join(map(str, hello["python"]))
         if hello["python"] < [3, 11]:
@@ -141,13 +155,8 @@ class Connection:
                 "name another with --remote-python PATH",
             )
         if hello["missing"]:
-            lacks = " ".join(needs[name] for name in hello["missing"])
-            port = f"-p {self.remote.port} " if self.remote.port else ""
-            raise MissingExtra(
-                f"{python} on {host} lacks {lacks.replace(' ', ', ')}",
-                f'install what it lacks: ssh {port}{self.remote.host} "{python} -m pip install {lacks}", or name '
-                "another Python with --remote-python PATH",
-            )
+            raise self.lacking([*hello["missing"], *hello["wanting"]])
+        self.wanting: list[str] = hello["wanting"]  # modules of the target's runtime that are not there
         if hello["trouble"]:
             raise BadInput(f"{host}: {hello['trouble']}", "set PETRA_CACHE_DIR there to a writable folder")
 

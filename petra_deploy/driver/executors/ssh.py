@@ -77,6 +77,8 @@ class SshExecutor:
                 f"{self._name()} is not {target.name}: it {reply['why']}",
                 "name the machine that has it; or leave the machine out for a bundle whose latencies are predicted",
             )
+        if self._connection is not None and self._connection.wanting:
+            raise self._connection.lacking(self._connection.wanting)
         return files.decode(reply["target"], Target, "the target, from the remote machine"), None
 
     def elsewhere(self, job: Job[Any]) -> dict[str, Any]:
