@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -125,8 +126,13 @@ async def _serve(folder: Path) -> None:
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         process.stdout.write(b"Welcome to the far machine\n")  # as login scripts do
-        await process.redirect(stdin=shell.stdin, stdout=shell.stdout, stderr=shell.stderr)
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        assert shell.stderr is not None
+        typing = asyncio.create_task(_pump(process.stdin, shell.stdin))
+        await asyncio.gather(_pump(shell.stdout, process.stdout), _pump(shell.stderr, process.stderr))
         process.exit(await shell.wait())
+        typing.cancel()
 
     server = await asyncssh.listen(
         "127.0.0.1", 0, server_host_keys=[str(folder / "host")], authorized_client_keys=str(folder / "user.pub"),
@@ -134,6 +140,17 @@ async def _serve(folder: Path) -> None:
     )  # fmt: skip
     print(server.sockets[0].getsockname()[1], flush=True)  # noqa: T201 - the port, for who started this
     await server.wait_closed()
+
+
+async def _pump(source: Any, sink: Any) -> None:
+    """Copy until the source or the sink ends; then the sink is told so."""
+    with contextlib.suppress(Exception):  # whichever way a connection ends
+        while data := await source.read(1 << 16):
+            sink.write(data)
+            await sink.drain()
+    with contextlib.suppress(Exception):
+        if isinstance(sink, asyncio.StreamWriter):
+            sink.close()
 
 
 if __name__ == "__main__":

@@ -96,7 +96,9 @@ def test_engines_rounds_and_outputs_are_made_there_and_come_back(
     assert (store.path(small.key) / "model.onnx").read_bytes()
     assert small.key in Store(far.cache)
     assert small.facts["operators"]
-    job = Measure(engine=small, baseline=large, target=CPU, split=split, rounds=2, batches=(1,), limits=SECONDS)
+    job = Measure(
+        engine=small, baseline=large, target=CPU, split=split, rounds=2, seconds=0.1, batches=(1,), limits=SECONDS
+    )
     measured = opened.run(job)
     assert isinstance(measured, Done), measured
     assert measured.value.speedup.known() > 1
@@ -149,7 +151,7 @@ def test_a_cut_connection_is_lost_and_nothing_of_it_runs_on(opened: Any, far: Fa
 
 
 def test_a_lost_job_is_tried_once_more(opened: Any, far: FarMachine, store: Store) -> None:
-    job = replace(long_measure(opened, store), rounds=1, seconds=2, batches=(1,))
+    job = replace(long_measure(opened, store), rounds=1, seconds=1, batches=(1,))
     cutter = while_it_measures(far, lambda: os.kill(opened._connection.process.pid, signal.SIGKILL))
     done = Dispatch(store, opened)(job)
     cutter.join()
