@@ -5,6 +5,7 @@ import json
 import onnxruntime
 
 from petra_deploy.core import files
+from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Step, Strategy
 from tests.end_to_end.conftest import ARGUMENTS
 
@@ -30,6 +31,10 @@ def test_a_bundle_whose_engine_was_built_run_and_timed_there(place, far, monkeyp
             for secret in ("ssh://", "127.0.0.1", str(far.folder)):
                 assert secret.encode() not in path.read_bytes(), f"{path} names the machine"
     assert json.loads((place.folder / "far" / "run.json").read_text())["remote"]["host"] == "far"
+    workload, there = files.parse_json(place.folder / "far" / "loaded.json")["workload"], Store(far.cache)
+    assert workload["selection"]["key"] in there
+    for stays in (workload["train"]["key"], workload["calibration"]["key"], workload["model"]):
+        assert stays not in there, "neither the model nor the rows that it learns from leave this machine"
 
 
 def test_a_target_that_is_not_there_is_3_and_not_predicted(place, far, monkeypatch):
