@@ -60,6 +60,6 @@ class Problem(Exception):
 
 def from_failure(failed: "Failed") -> PetraError:
     """The error that ends the program when a job that everything needs has failed."""
-    kinds: dict[str, type[PetraError]] = {"extra": MissingExtra, "disk": OutOfDisk}
+    kinds: dict[str, type[PetraError]] = {"extra": MissingExtra, "disk": OutOfDisk, "lost": TargetAbsent}
     kind = kinds.get(failed.kind, BadInput)
     return kind(failed.reason, failed.hint or (f"the log is {failed.log}" if failed.log else ""))

@@ -32,9 +32,11 @@ def test_a_bundle_whose_engine_was_built_run_and_timed_there(place, far, monkeyp
                 assert secret.encode() not in path.read_bytes(), f"{path} names the machine"
     assert json.loads((place.folder / "far" / "run.json").read_text())["remote"]["host"] == "far"
     workload, there = files.parse_json(place.folder / "far" / "loaded.json")["workload"], Store(far.cache)
-    assert workload["selection"]["key"] in there
     for stays in (workload["train"]["key"], workload["calibration"]["key"], workload["model"]):
         assert stays not in there, "neither the model nor the rows that it learns from leave this machine"
+    crossed = {path.name for path in (there.root / "entries").rglob("*")}
+    assert "target.npy" not in crossed, "nor do labels"
+    assert "0.npy" in crossed
 
 
 def test_a_target_that_is_not_there_is_3_and_not_predicted(place, far, monkeypatch):

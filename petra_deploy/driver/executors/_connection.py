@@ -47,6 +47,7 @@ _OPTIONS = (
 _PACKAGE = Path(__file__).resolve().parents[2]
 _ROOMS = ("__init__.py", "core/**/*.py", "worker/**/*.py", "driver/__init__.py", "driver/executors/*.py")
 _START = "import sys,zlib,base64;exec(zlib.decompress(base64.b64decode(sys.argv[1])))"
+_SLOWEST = 10e6  # bytes a second that a disk there writes and reads again
 _WORDS = 4096  # bytes kept of what ssh, or the far end, last said
 
 
@@ -102,7 +103,8 @@ class Connection:
     def put(self, store: Store, key: str) -> None:
         """Send a store entry."""
         send_folder(self.channel, {"do": "put"}, store.path(key))
-        if self._reply(PATIENCE)["key"] != key:
+        size = sum(path.stat().st_size for path in store.path(key).rglob("*") if path.is_file())
+        if self._reply(PATIENCE + size / _SLOWEST)["key"] != key:
             raise Lost(f"the entry {key[:12]} arrived damaged")
 
     def get(self, store: Store, key: str) -> None:

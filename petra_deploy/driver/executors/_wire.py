@@ -22,6 +22,7 @@ from typing import Any
 PATIENCE = 60.0  # seconds without a byte (or without room for one) after which the other side is given up
 PING = 15.0  # seconds between the signs of life that the driver gives
 _MOST_JSON = 64 << 20  # bytes of one message
+_MOST_BYTES = 64 << 30  # of the files of one message
 _PART = 1 << 18
 
 
@@ -43,7 +44,7 @@ class Channel:
         self._closed = False
         os.set_blocking(sink, False)
 
-    def send(self, message: Any, parts: Iterable[bytes] = ()) -> None:
+    def send(self, message: dict[str, Any], parts: Iterable[bytes] = ()) -> None:
         """Raises Lost where the other side takes nothing any more."""
         body = json.dumps(message, allow_nan=False).encode()
         with self._sending:
@@ -58,15 +59,18 @@ class Channel:
         with self._sending:
             self._closed = True
 
-    def receive(self, deadline: float) -> Any:
+    def receive(self, deadline: float) -> dict[str, Any]:
         """The next message. Raises Lost at the end of the line, Late at the deadline."""
         size = struct.unpack("<I", self.read(4, deadline))[0]
         if size > _MOST_JSON:
             raise Lost("what arrived is no message of ours")
         try:
-            return json.loads(self.read(size, time.monotonic() + PATIENCE))
+            message = json.loads(self.read(size, time.monotonic() + PATIENCE))
         except ValueError:
-            raise Lost("what arrived is no message of ours") from None
+            message = None
+        if not isinstance(message, dict):
+            raise Lost("what arrived is no message of ours")
+        return message
 
     def read(self, size: int, deadline: float) -> bytes:
         while len(self._buffer) < size:
@@ -124,10 +128,7 @@ def receive_folder(channel: Channel, files: Any, folder: Path) -> None:
     Raises Lost for names that lead out of it; OSError (after all bytes are read) where one cannot be written.
     """
     trouble: OSError | None = None
-    for name, size in files:
-        inside = PurePosixPath(name)
-        if inside.is_absolute() or ".." in inside.parts or not inside.parts:
-            raise Lost(f"a file called {name!r} was sent")
+    for inside, size in _announced(files):
         with contextlib.ExitStack() as stack:
             file = None
             try:
@@ -136,7 +137,7 @@ def receive_folder(channel: Channel, files: Any, folder: Path) -> None:
                     file = stack.enter_context(open(folder / inside, "wb"))
             except OSError as error:
                 trouble = error
-            left = int(size)
+            left = size
             while left > 0:
                 part = channel.read(min(left, _PART), time.monotonic() + PATIENCE)
                 left -= len(part)
@@ -147,6 +148,20 @@ def receive_folder(channel: Channel, files: Any, folder: Path) -> None:
                     trouble, file = error, None
     if trouble is not None:
         raise trouble
+
+
+def _announced(files: Any) -> list[tuple[PurePosixPath, int]]:
+    """What a message says of its files, checked before anything is made of it."""
+    try:
+        found = [(PurePosixPath(name), int(size)) for name, size in files]
+    except (TypeError, ValueError):
+        raise Lost("what arrived is no message of ours") from None
+    for path, size in found:
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in str(path) or size < 0:
+            raise Lost(f"a file called {str(path)!r} was sent")
+    if sum(size for _, size in found) > _MOST_BYTES:
+        raise Lost(f"more than {_MOST_BYTES >> 30} GiB were sent at once")
+    return found
 
 
 def _parts(paths: Iterable[Path]) -> Iterator[bytes]:

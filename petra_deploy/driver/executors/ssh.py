@@ -5,12 +5,13 @@
     answer = executor.run(Measure(...))     # there; run(Transform(...)) is here, in a child of local.py
 
 Builds, measurements and inference cross to `_supervisor` at the other end of one connection, with the store
-entries that they name; what they make comes back under the key of its bytes. Of a score the metric is computed
-here. A cut connection is `Failed("lost")`, and the next job makes a new one.
+entries that they name, labels left out; what they make comes back under the key of its bytes. Of a score the
+metric is computed here. A cut connection is `Failed("lost")`, and the next job makes a new one.
 """
 
 import contextlib
 import errno
+import os
 import re
 import threading
 import time
@@ -20,11 +21,12 @@ from typing import Any
 
 from petra_deploy.core import files
 from petra_deploy.core.errors import BadInput, PetraError, TargetAbsent
-from petra_deploy.core.job import Infer, Job, Scored
+from petra_deploy.core.job import Infer, Job, Measure, Scored
 from petra_deploy.core.outcome import Done, Failed, FailureKind
 from petra_deploy.core.request import Remote
 from petra_deploy.core.store import Store
 from petra_deploy.core.target import Target
+from petra_deploy.core.workload import Split
 from petra_deploy.driver.executors import local
 from petra_deploy.driver.executors._connection import Connection
 from petra_deploy.driver.executors._wire import Late, Lost
@@ -52,6 +54,7 @@ class SshExecutor:
         self._runtime = ""
         self._facts: dict[str, Any] = {}  # of the machine there
         self._sent: set[str] = set()  # keys that this connection's machine has
+        self._unlabelled: dict[str, str] = {}  # the key of a split -> the key of its rows alone
         self._count = 0
         self._lock = threading.Lock()
 
@@ -131,6 +134,8 @@ class SshExecutor:
                 raise
 
     def _ask(self, job: Job[Any], log: Path) -> Done[Any] | Failed:
+        if isinstance(job, Measure | Infer):
+            job = replace(job, split=self._without_labels(job.split))
         connection, fields = self._connected(), files.plain(job)
         wanted = [key for key in _named(fields) if key not in self._sent]
         for key in connection.ask({"do": "have", "keys": wanted}, _SECONDS)["missing"]:
@@ -149,6 +154,15 @@ class SshExecutor:
                 connection.get(self.store, key)
         value: Any = files.decode(answer["value"], job.answer, f"the answer of {job.kind}")
         return Done(value=value, seconds=answer["seconds"], log=str(log))
+
+    def _without_labels(self, split: Split) -> Split:
+        """The same rows in an entry of their own (linked, not copied): what labels say stays here."""
+        if not split.labelled:
+            return split
+        if split.key not in self._unlabelled:
+            source = self.store.path(split.key)
+            self._unlabelled[split.key] = self.store.add(lambda folder: _link_rows(source, folder))
+        return replace(split, key=self._unlabelled[split.key], labelled=False)
 
     def _connected(self) -> Connection:
         """The connection, made anew where there is none. Raises PetraError."""
@@ -174,6 +188,15 @@ class SshExecutor:
 
     def _name(self) -> str:
         return self.remote.name if self.remote else "the remote machine"
+
+
+def _link_rows(source: Path, folder: Path) -> None:
+    """All files of a split (core/samples.py) but its labels."""
+    for path in source.rglob("*"):
+        if path.is_file() and path.name != "target.npy":
+            there = folder / path.relative_to(source)
+            there.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, there)
 
 
 def _named(fields: Any) -> list[str]:
