@@ -60,12 +60,11 @@ class Connection:
         self._packages = NEEDS | RUNTIMES.get(runtime, {})
         code, digest = _code()
         mark = f"petra-runner {digest[:16]} "
+        wants = list(RUNTIMES.get(runtime, {}))
+        command = _command(remote, {"digest": digest, "mark": mark, "needs": list(NEEDS), "wants": wants})
         try:
             self.process = subprocess.Popen(
-                _command(
-                    remote,
-                    {"digest": digest, "mark": mark, "needs": list(NEEDS), "wants": list(RUNTIMES.get(runtime, {}))},
-                ),
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -203,7 +202,10 @@ def _command(remote: Remote, asked: dict[str, Any]) -> list[str]:
     line = f"exec {home}{shlex.quote(python.removeprefix(home))} -c {shlex.quote(_START)} {' '.join(words)}"
     options = [part for option in _OPTIONS for part in ("-o", option)]
     port = ["-p", str(remote.port)] if remote.port else []
-    ssh = shlex.split(os.environ.get("PETRA_SSH") or "ssh")
+    try:
+        ssh = shlex.split(os.environ.get("PETRA_SSH") or "ssh")
+    except ValueError as error:
+        raise BadInput(f"PETRA_SSH is no command: {str(error).lower()}", 'write it like "ssh -F file"') from None
     return [*ssh, "-T", *options, *port, "--", remote.host.replace("[", "").replace("]", ""), line]
 
 

@@ -13,6 +13,7 @@ import contextlib
 import errno
 import os
 import re
+import shutil
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -196,7 +197,10 @@ def _link_rows(source: Path, folder: Path) -> None:
         if path.is_file() and path.name != "target.npy":
             there = folder / path.relative_to(source)
             there.parent.mkdir(parents=True, exist_ok=True)
-            os.link(path, there)
+            try:
+                os.link(path, there)
+            except OSError:  # a file system without links
+                shutil.copyfile(path, there)
 
 
 def _named(fields: Any) -> list[str]:

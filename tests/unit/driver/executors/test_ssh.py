@@ -2,10 +2,12 @@
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import threading
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import Any
 import pytest
 
 from petra_deploy.core import machine
-from petra_deploy.core.errors import MissingExtra, TargetAbsent
+from petra_deploy.core.errors import BadInput, MissingExtra, TargetAbsent
 from petra_deploy.core.job import Build, Limits, Measure, Scored
 from petra_deploy.core.outcome import Done, Engine, Failed
 from petra_deploy.core.request import Remote
@@ -23,7 +25,8 @@ from petra_deploy.core.target import Target
 from petra_deploy.core.workload import MetricSpec
 from petra_deploy.driver.dispatch import Dispatch, job_key
 from petra_deploy.driver.executors import ssh
-from tests.far_machine import FarMachine
+from petra_deploy.driver.executors._connection import NEEDS, RUNTIMES
+from tests.far_machine import PACKAGES, FarMachine
 from tests.unit.worker.nets import CPU, add_graph, add_split, signature
 
 SECONDS = Limits(seconds=120)
@@ -80,6 +83,17 @@ def while_it_measures(far: FarMachine, deed: Callable[[], None]) -> threading.Th
     thread = threading.Thread(target=wait)
     thread.start()
     return thread
+
+
+def test_the_packages_of_the_runner_are_written_down_once() -> None:
+    """In pyproject.toml with their versions, in the code by what they are imported as, in the docs as a command."""
+    root = Path(__file__).resolve().parents[4]
+    group = tomllib.loads((root / "pyproject.toml").read_text())["dependency-groups"]["runner"]
+    names = {need.partition(">")[0] for need in group}
+    assert names == {*NEEDS.values(), *RUNTIMES["onnxruntime"].values()} == set(PACKAGES)
+    command = re.search(r"-m pip install ([a-z -]+)\"", (root / "docs" / "remote.md").read_text())
+    assert command is not None
+    assert set(command[1].split()) == names
 
 
 def test_the_far_environment_has_neither_torch_nor_optuna(far: FarMachine) -> None:
@@ -219,3 +233,5 @@ def test_what_cannot_be_reached_is_3_and_what_is_lacking_there_4(
     assert "-m pip install numpy pydantic annotated-types psutil onnxruntime onnx" in hint
     monkeypatch.setenv("PETRA_SSH", "no-such-ssh")
     assert "cannot be started" in refused(Remote(host="far"), MissingExtra, 4)[0]
+    monkeypatch.setenv("PETRA_SSH", "ssh '")
+    assert "PETRA_SSH is no command" in refused(Remote(host="far"), BadInput, 2)[0]
