@@ -27,8 +27,8 @@ from petra_deploy.core.arguments import (
     metric_name,
     model_source,
     out_folder,
+    place,
     sampler_name,
-    target_name,
 )
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.event import OnEvent, silent
@@ -77,6 +77,8 @@ def optimize(
     target: str = "cpu",
     runtime: str = "",
     require_measured: bool = False,
+    remote: str | None = None,
+    remote_python: str | None = None,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -100,11 +102,14 @@ def optimize(
     trial where only `trials` is given. Where no strategy met the budget, the result's `bundle` is
     None and `front.why` says why. For a target that is not here latencies are predicted, and say so in
     every figure's origin; `require_measured` refuses it instead. Finalists are tried in every runtime of
-    the target that is installed; `runtime` names one for the whole run, the baseline too.
+    the target that is installed; `runtime` names one for the whole run, the baseline too. With `remote`,
+    "user@host" or "host:port", engines are built, run and measured on that machine over ssh, by its
+    `remote_python` (docs/remote.md); target="ssh://user@host/t4" says the same.
 
     Raises a PetraError: NotMet (exit code 1) where the search is hopeless, BadInput (2),
     TargetAbsent (3), MissingExtra (4), OutOfDisk (75), Interrupted (130).
     """
+    name, there = place(target, remote, remote_python)
     source = model_source(model, model_factory, trust, data)
     folder = out_folder(out, source, data)
     with open_run(folder, resume) as run:
@@ -112,9 +117,10 @@ def optimize(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),
             load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder), seed=seed),
-            target=target_name(target),
+            target=name,
             runtime=runtime,
             require_measured=require_measured,
+            remote=there,
             goal=goal(objective, max_drop, batches),
             budget=budget(trials, time),
             sampler=sampler_name(sampler),
@@ -137,6 +143,8 @@ def apply(
     target: str = "cpu",
     runtime: str = "",
     require_measured: bool = False,
+    remote: str | None = None,
+    remote_python: str | None = None,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -163,6 +171,7 @@ def apply(
         raise BadInput(f"{strategy} does not exist", "give the strategy.json of a bundle")
     recipe = recipes.read(Path(strategy))
     asked = recipe.goal or Goal()
+    name, there = place(target, remote, remote_python)
     source = model_source(model, model_factory, trust, data)
     folder = out_folder(out, source, data, suffix="-applied")
     with open_run(folder, resume) as run:
@@ -172,9 +181,10 @@ def apply(
             load=LoadOptions(
                 inputs=tuple(inputs), metric=metric_name(metric or recipe.known_metric(data), folder), seed=seed
             ),
-            target=target_name(target),
+            target=name,
             runtime=runtime,
             require_measured=require_measured,
+            remote=there,
             goal=goal(objective or asked.objective, asked.max_drop if max_drop is None else max_drop, batches),
             budget=budget(1, time or 3600.0),
             seed=seed,
@@ -193,6 +203,8 @@ def inspect(
     selection: str | Path | None = None,
     test: str | Path | None = None,
     target: str = "cpu",
+    remote: str | None = None,
+    remote_python: str | None = None,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -200,6 +212,7 @@ def inspect(
     on_event: OnEvent = silent,
 ) -> Inspection:
     """What form the model has, its inputs, groups, and which techniques apply and which not, and why."""
+    name, there = place(target, remote, remote_python)
     with tempfile.TemporaryDirectory(prefix="petra-inspect-") as scratch:
         folder = Path(scratch)
         source = model_source(model, model_factory, trust, data)
@@ -207,13 +220,14 @@ def inspect(
             model=handed_over(source, model, folder),
             data=data_source(data, train, selection, test, folder),
             load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder)),
-            target=target_name(target),
+            target=name,
+            remote=there,
             budget=Budget(seconds=DEFAULT_SECONDS),
         )
-        place = find(request.target)
         with open_run(folder, False) as run, open_session(request, run.logs, on_event) as session:
+            found = find(request.target, look=session.look)
             loaded = _optimize.load(request, run, session)
-            inspected = session.must(Inspect(workload=loaded.workload, target=place.target, limits=session.limits()))
+            inspected = session.must(Inspect(workload=loaded.workload, target=found.target, limits=session.limits()))
             return Inspection(loaded, inspected)
 
 

@@ -66,7 +66,8 @@ def _explicit(ctx: click.Context, given: dict[str, Any]) -> dict[str, Any]:
 def _as_before(given: dict[str, Any]) -> dict[str, Any]:
     """The options that the run in --out was started with, where it got so far as to write them.
 
-    Consent to run code is not among them: it is asked for again, since a folder cannot give it.
+    Consent to run code is not among them, nor to send the data to another machine: it is asked for again,
+    since a folder cannot give it.
     """
     from pathlib import Path
 
@@ -78,6 +79,8 @@ def _as_before(given: dict[str, Any]) -> dict[str, Any]:
     before = dict(given, out=str(out))
     if RunFolder(out).request.exists():
         known = arguments(files.read_json(RunFolder(out).request, Request))
-        runs_code = {"trust", "model_factory"} | {name for name, value in known.items() if ".py" in str(value)}
+        runs_code = {"trust", "model_factory", "remote", "remote_python"} | {
+            name for name, value in known.items() if ".py" in str(value)
+        }
         before |= {name: value for name, value in known.items() if name not in runs_code or not value}
     return before

@@ -2,7 +2,7 @@
 
     @click.command()
     @workload                    # MODEL, --data, --train/--selection/--test, --model, --trust, --input, --metric
-    @judgement                   # --target, --runtime, --require-measured, --max-drop, --batch, --seed, --device
+    @judgement                   # --target, --runtime, --remote, --require-measured, --max-drop, --batch, --seed, ...
     @output                      # --json, --quiet, --debug
 
 Values arrive under the names of `petra_deploy.optimize`'s own arguments.
@@ -70,8 +70,14 @@ workload = _together(
                  help="accuracy, f1, auc, mse, mae, rmse, r2, cosine, agreement, or yours. Example: --metric f1"),
 )  # fmt: skip
 
-target = click.option("--target", default="cpu", show_default=True, metavar="NAME|FILE.toml",
-                      help="Where it will run, of `petra-deploy targets list`. Example: --target cpu")  # fmt: skip
+target = _together(
+    click.option("--target", default="cpu", show_default=True, metavar="NAME|FILE.toml|ssh://HOST/NAME",
+                 help="Where it will run, of `petra-deploy targets list`. Example: --target cpu"),
+    click.option("--remote", metavar="[USER@]HOST[:PORT]",
+                 help="The machine that has the target, over ssh (docs/remote.md). Example: --remote me@box"),
+    click.option("--remote-python", metavar="PATH",
+                 help="The Python there  [default: python3]. Example: --remote-python /opt/venv/bin/python"),
+)  # fmt: skip
 
 judgement = _together(
     target,

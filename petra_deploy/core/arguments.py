@@ -5,21 +5,26 @@ the run folder by cloudpickle, since this very process vouches for it.
 """
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from petra_deploy.core import registry
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.folder import default_out
 from petra_deploy.core.outcome import Budget, Goal
-from petra_deploy.core.request import parse_duration
+from petra_deploy.core.request import Remote, parse_duration
 from petra_deploy.core.workload import DataSource, ModelSource
 
 DEFAULT_SECONDS = 900.0
 _SECONDS_A_TRIAL = 30.0  # where trials are given alone
+_HOST = re.compile(
+    r"(?P<host>(?:\w[\w.+-]*@)?(?:\w[\w.-]*|\[[0-9a-fA-F:.]+(?:%\w+)?\]))(?::(?P<port>[0-9]{1,5}))?", re.A
+)
 Metric = str | Callable[[Any, Any], float] | None
 Objective = Literal["latency", "throughput", "size"]
 
@@ -98,6 +103,35 @@ def sampler_name(sampler: str) -> str:
 
 def target_name(target: str) -> str:
     return str(Path(target).absolute()) if target.endswith(".toml") else target
+
+
+def place(target: str, remote: str | None, python: str | None) -> tuple[str, Remote | None]:
+    """The target's name, and the machine that has it; None: this one.
+
+    "ssh://user@host:port/t4?python=/opt/venv/bin/python" says all in one; else `remote` is "user@host:port".
+    """
+    if target.startswith("ssh://"):
+        if remote is not None:
+            raise BadInput("two remote machines were named", "use --target ssh://HOST/NAME, or --remote HOST")
+        url = urlsplit(target)
+        remote, target, asked = url.netloc, url.path.lstrip("/"), parse_qs(url.query, keep_blank_values=True)
+        if not target:
+            raise BadInput(f"ssh://{remote} names no target", f"write it as ssh://{remote}/t4")
+        if unknown := [name for name in asked if name != "python"] or url.fragment:
+            raise BadInput(f"{unknown} is not known in ssh://{remote}/{target}", "only ?python=PATH may follow")
+        python = asked["python"][-1] if "python" in asked else python
+    if remote is None:
+        if python is not None:
+            raise BadInput("a remote Python was named, but no machine", "name it with --remote HOST")
+        return target_name(target), None
+    found = _HOST.fullmatch(remote)
+    if found is None or not 0 < int(found["port"] or 22) < 65536:  # never one that ssh would read as an option
+        raise BadInput(f"{remote!r} is not a machine that ssh could reach", "write it as host, user@host or host:port")
+    python = python or "python3"
+    if python.startswith("-") or not python.isprintable():
+        raise BadInput(f"{python!r} is not a program", "give the path of a Python 3.11 or later on the remote machine")
+    port = int(found["port"]) if found["port"] else None
+    return target_name(target), Remote(host=found["host"], port=port, python=python)
 
 
 def out_folder(out: str | Path | None, source: ModelSource, data: Any, suffix: str = "") -> Path:

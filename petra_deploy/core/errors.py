@@ -60,7 +60,9 @@ class Problem(Exception):
 
 def of_kind(kind: str) -> type[PetraError]:
     """The error that a failure of this kind is to whoever needs what failed."""
-    kinds: dict[str, type[PetraError]] = {"extra": MissingExtra, "absent": TargetAbsent, "disk": OutOfDisk}
+    kinds: dict[str, type[PetraError]] = {
+        "extra": MissingExtra, "absent": TargetAbsent, "lost": TargetAbsent, "disk": OutOfDisk,
+    }  # fmt: skip
     return kinds.get(kind, BadInput)
 
 

@@ -107,7 +107,11 @@ class Sampler(Protocol):
 
 
 class Executor(Protocol):
-    """Where jobs run. `run` blocks and may be called from several threads."""
+    """Where jobs run. `run` blocks and may be called from several threads.
+
+    One that has jobs done on another machine also offers `look(target) -> (target, why it is not there)`
+    and `elsewhere(job) -> facts` of that machine, which the answer depends on (executors/ssh.py).
+    """
 
     def run(self, job: Any) -> Any: ...
     def close(self) -> None: ...

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 from annotated_types import Ge, Gt
 
 from petra_deploy.core.data import Data
-from petra_deploy.core.outcome import Attained, Done, Engine, ErrorBar, Failed, Graph, Measurement, Score
+from petra_deploy.core.outcome import Attained, Done, Engine, ErrorBar, Failed, Graph, Inferred, Measurement, Score
 from petra_deploy.core.plan import Inspected, Layout, Probed
 from petra_deploy.core.strategy import FULL, Fidelity, Strategy
 from petra_deploy.core.target import Target
@@ -146,8 +146,24 @@ class Rates(Job[Attained]):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Infer(Job[Inferred]):
+    """Run `engine` over `split`: what is left of Scored on a machine that has the runtime, but not the metric."""
+
+    engine: Engine
+    target: Target
+    split: Split
+
+    kind: ClassVar[str] = "infer"
+    answer: ClassVar[type] = Inferred
+    cached: ClassVar[bool] = False  # the score made of it is
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scored(Job[Score]):
-    """Run `engine` over `split`; with `reference` outputs (a key) the drop is paired to them."""
+    """Run `engine` over `split`; with `reference` outputs (a key) the drop is paired to them.
+
+    With `inferred` (a key) the engine's outputs are those, from another machine, and it is not run here.
+    """
 
     engine: Engine
     target: Target
@@ -156,12 +172,13 @@ class Scored(Job[Score]):
     metric: MetricSpec
     signature: Signature
     reference: str | None = None
+    inferred: str | None = None
 
     kind: ClassVar[str] = "score"
     answer: ClassVar[type] = Score
 
 
-_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Predict, Rates, Scored)
+_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Predict, Rates, Infer, Scored)
 JOBS: dict[str, type[Any]] = {job.kind: job for job in _KINDS}
 
 

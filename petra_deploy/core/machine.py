@@ -58,11 +58,26 @@ def resolve(name_or_path: str) -> Target:
 
     Raises BadInput with the nearest names for an unknown one, and for a file that is not valid.
     """
-    target = files.read_toml(path_of(name_or_path), Target)
+    return detected(described(name_or_path))
+
+
+def described(name_or_path: str) -> Target:
+    """The target of this name, or of this TOML file, as it is written. Raises BadInput, as `resolve` does."""
+    return files.read_toml(path_of(name_or_path), Target)
+
+
+def detected(target: Target) -> Target:
+    """`target`, filled in from this machine where it says so."""
     if not target.detect:
         return target
     memory = target.memory_gb or round(memory_bytes() / 2**30, 1) or None
     return replace(target, instructions=instructions(), memory_gb=memory)
+
+
+def look(target: Target) -> tuple[Target, str | None]:
+    """`target` filled in from this machine, and why it is not here, in words that follow its name; None: it is."""
+    found = detected(target)
+    return found, absent(found) or unserved(found)
 
 
 def path_of(name_or_path: str) -> Path:

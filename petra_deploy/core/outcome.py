@@ -176,6 +176,13 @@ class Measurement(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Inferred(Data):
+    """An engine's outputs over a split."""
+
+    outputs: str  # their store key
+
+
+@dataclass(frozen=True, kw_only=True)
 class Score(Data):
     """The metric of an artifact on one split; the drop is paired, row by row, in points."""
 

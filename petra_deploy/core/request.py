@@ -19,6 +19,19 @@ _MAY_CHANGE = ("budget", "device")  # between a run and its --resume
 
 
 @dataclass(frozen=True, kw_only=True)
+class Remote(Data):
+    """A machine that ssh reaches, on which engines are built, run and measured."""
+
+    host: str  # "user@host", "host", or a name of ~/.ssh/config
+    port: int | None = None
+    python: str = "python3"  # there; it has the packages of the runner (docs/remote.md)
+
+    @property
+    def name(self) -> str:
+        return self.host if self.port is None else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request(Data):
     """Paths in `model` and `data` are absolute, so that a run resumes from any folder."""
 
@@ -29,6 +42,7 @@ class Request(Data):
     target: str = "cpu"
     runtime: str = ""  # one of the target's, for the whole run; empty: its own, the others for finalists
     require_measured: bool = False  # refuse a target that is not here, rather than predict
+    remote: Remote | None = None  # the machine that has the target; None: this one
     goal: Goal = field(default_factory=Goal)
     budget: Budget = field(default_factory=Budget)
     sampler: str = "cma"
@@ -46,7 +60,7 @@ def differences(old: Request, new: Request) -> tuple[str, ...]:
         if name in _MAY_CHANGE:
             continue
         before, after = getattr(old, name), getattr(new, name)
-        if isinstance(before, Data):
+        if isinstance(before, Data) and isinstance(after, Data):
             pairs = [(f"{name}.{key}", value, vars(after)[key]) for key, value in vars(before).items()]
         else:
             pairs = [(name, before, after)]
@@ -69,6 +83,8 @@ def arguments(request: Request) -> dict[str, Any]:
         "target": request.target,
         "runtime": request.runtime,
         "require_measured": request.require_measured,
+        "remote": request.remote.name if request.remote else None,
+        "remote_python": request.remote.python if request.remote else None,
         "max_drop": request.goal.max_drop,
         "objective": request.goal.objective,
         "batches": request.goal.batches,

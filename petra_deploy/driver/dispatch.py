@@ -4,13 +4,15 @@
     done = run(Transform(workload=..., strategy=...))       # Done[Graph] or Failed
 
 A key is the hash of the job's kind and fields (its limits apart), a digest of our own doing code,
-and the versions of the packages used. Measurements are never filed; of failures only `unsupported`
-and `mismatch` are, since the rest may be the machine's fault. A lost worker is tried once more.
+and the versions of the packages used; of what another machine does, that machine is in the key too.
+Measurements are never filed; of failures only `unsupported` and `mismatch` are, since the rest may be the
+machine's fault. A lost worker is tried once more.
 """
 
 import functools
 import hashlib
 import threading
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -37,7 +39,8 @@ class Dispatch:
         self._alone = threading.Lock()
 
     def __call__(self, job: Job[A]) -> Done[A] | Failed:
-        key = job_key(job)
+        elsewhere = getattr(self.executor, "elsewhere", None)
+        key = job_key(job, elsewhere(job) if elsewhere else {})
         if job.cached and (known := self._filed(job, key)) is not None:
             return known
         answer = self._send(job)
@@ -70,10 +73,12 @@ class Dispatch:
         return cast("Done[A]", Done(value=value, seconds=data["seconds"], log=data.get("log", ""), cached=True))
 
 
-def job_key(job: Job[Any]) -> str:
+def job_key(job: Job[Any], elsewhere: Mapping[str, object]) -> str:
+    """`elsewhere`: the facts of the other machine that does the job; empty for this one."""
     fields = files.plain(job)
     fields.pop("limits")
-    return hashlib.sha256(files.canonical([job.kind, fields, code_digest(), versions()])).hexdigest()
+    parts = [job.kind, fields, code_digest(), versions(), *([elsewhere] if elsewhere else [])]
+    return hashlib.sha256(files.canonical(parts)).hexdigest()
 
 
 @functools.cache

@@ -56,8 +56,10 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
     Where nothing met the goal, `bundle` is None, `front.why` says why, and the nearest is kept in
     `nearest/`. Raises the errors of loading, and NotMet where going on is pointless.
     """
-    place = find(request.target, runtime=request.runtime, require_measured=request.require_measured)
     with open_session(request, folder.logs, on_event) as session:
+        place = find(
+            request.target, runtime=request.runtime, require_measured=request.require_measured, look=session.look
+        )
         if place.predicted:
             session.say(place.sentence, "note")
         loaded = load(request, folder, session)

@@ -9,15 +9,16 @@ For a target that is not here, artifacts are built and scored on ONNX Runtime's 
 every latency is predicted from the target's file, with the error bar of its ledger.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from petra_deploy.core import ledger
+from petra_deploy.core import ledger, machine
 from petra_deploy.core.errors import BadInput, TargetAbsent
-from petra_deploy.core.machine import absent, installed, require, resolve, unserved
 from petra_deploy.core.outcome import ErrorBar
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.core.target import Target
 
+Look = Callable[[Target], tuple[Target, str | None]]
 RUNTIME = "onnxruntime"  # that every machine has
 
 
@@ -26,6 +27,7 @@ class Place:
     target: Target
     why: str = ""  # it is not here, in words that follow the target's name
     error: ErrorBar = field(default_factory=ErrorBar)  # of predictions
+    elsewhere: bool = False  # on another machine, reached by ssh
 
     @property
     def predicted(self) -> bool:
@@ -33,8 +35,9 @@ class Place:
 
     @property
     def other_runtimes(self) -> tuple[str, ...]:
-        """The target's other runtimes that are installed here; none where nothing can be measured."""
-        return () if self.predicted else tuple(filter(installed, self.target.other_runtimes))
+        """The target's other runtimes that are installed here; none where nothing is measured here."""
+        away = self.predicted or self.elsewhere
+        return () if away else tuple(filter(machine.installed, self.target.other_runtimes))
 
     def target_of(self, strategy: Strategy) -> Target:
         """The target with the strategy's own runtime."""
@@ -67,20 +70,22 @@ class Place:
         )
 
 
-def find(name: str, *, runtime: str = "", require_measured: bool = False) -> Place:
+def find(name: str, *, runtime: str = "", require_measured: bool = False, look: Look = machine.look) -> Place:
     """The target, served by `runtime` alone where one is named.
 
+    `look` asks the machine that engines will run on, which may be another one (executors/ssh.py).
     Raises BadInput for an unknown target and for a runtime that is none of its own; TargetAbsent for an absent
     one that cannot or must not be predicted; MissingExtra where the runtime named is not installed.
     """
-    target = resolve(name)
+    described = machine.described(name)
     if runtime:
-        target = replace(on(target, runtime), other_runtimes={})
-    why = absent(target) or unserved(target)
+        described = replace(on(described, runtime), other_runtimes={})
+    target, why = look(described)
+    elsewhere = look is not machine.look
     if why is None:
-        if runtime:
-            require(runtime)
-        return Place(target)
+        if runtime and not elsewhere:
+            machine.require(runtime)
+        return Place(target, elsewhere=elsewhere)
     if require_measured:
         raise TargetAbsent(
             f"{target.name} is not here, and --require-measured was given: it {why}",

@@ -33,11 +33,12 @@ _HOLDS = 0.8  # of the recorded speedup; machines and retrained weights differ a
 def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent) -> Finished:
     """Rebuild from `strategy` (a strategy.json). Raises NotMet where its promise no longer holds."""
     recipe = recipes.read(strategy)
-    place = find(request.target, runtime=request.runtime or recipe.runtime, require_measured=request.require_measured)
-    asked = replace(recipe.strategy, backend="") if request.runtime else recipe.strategy
-    if asked.backend and not place.predicted:
-        require(place.target_of(asked).runtime)
     with open_session(request, folder.logs, on_event) as session:
+        wanted = request.runtime or recipe.runtime
+        place = find(request.target, runtime=wanted, require_measured=request.require_measured, look=session.look)
+        asked = replace(recipe.strategy, backend="") if request.runtime else recipe.strategy
+        if asked.backend and not place.predicted and not place.elsewhere:
+            require(place.target_of(asked).runtime)
         if place.predicted:
             session.say(place.sentence, "note")
         loaded = load(request, folder, session)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from petra_deploy.core import registry
+from petra_deploy.core import machine, registry
 from petra_deploy.core.errors import from_failure
 from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.job import Job, Limits, Run
@@ -20,6 +20,7 @@ from petra_deploy.core.outcome import Failed
 from petra_deploy.core.request import Request
 from petra_deploy.core.store import Store, default_root
 from petra_deploy.driver.dispatch import Dispatch
+from petra_deploy.driver.place import Look
 
 A = TypeVar("A")
 
@@ -32,6 +33,7 @@ class Session:
     started: float  # monotonic
     seconds: float  # the whole time budget
     jailed: Callable[[], bool | None]  # whether workers are shut in; None before the first has said
+    look: Look  # what a target is on the machine that engines run on, and whether it is there
 
     def must(self, job: Job[A]) -> A:
         """The answer of a job that everything needs; its failure ends the program."""
@@ -57,8 +59,9 @@ def open_session(request: Request, logs: Path, on_event: OnEvent, *, executor: s
     started = time.monotonic()
     store = Store(default_root())
     store.clean()
-    module = registry.find("executor", executor)
-    opened = module.open(module.Options(store=store.root, logs=logs, read=readable(request)))
+    remote = {"remote": request.remote} if request.remote else {}
+    module = registry.find("executor", "ssh" if remote else executor)
+    opened = module.open(module.Options(store=store.root, logs=logs, read=readable(request), **remote))
     try:
         yield Session(
             store=store,
@@ -67,6 +70,7 @@ def open_session(request: Request, logs: Path, on_event: OnEvent, *, executor: s
             started=started,
             seconds=request.budget.seconds,
             jailed=lambda: getattr(opened, "jailed", None),
+            look=getattr(opened, "look", machine.look),
         )
     finally:
         opened.close()

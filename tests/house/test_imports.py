@@ -38,7 +38,7 @@ def test_the_driver_never_loads_torch_or_a_runtime() -> None:
     assert loaded(code, {"torch", "onnx", "onnxruntime", "neural_compressor", "torch_pruning"}) == ""
 
 
-@pytest.mark.parametrize("kind", ["build", "measure", "score"])
+@pytest.mark.parametrize("kind", ["build", "measure", "score", "infer"])
 def test_the_jobs_that_serve_and_time_load_no_torch(kind: str) -> None:
     code = f"import petra_deploy.worker.jobs.{kind}, petra_deploy.worker.backends.onnxruntime"
     assert loaded(code, {"torch", "optuna", "neural_compressor"}) == ""

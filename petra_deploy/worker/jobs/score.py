@@ -18,7 +18,7 @@ from petra_deploy.core import machine, metrics, registry
 from petra_deploy.core.drop import paired_drop
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Backend
-from petra_deploy.core.job import Scored
+from petra_deploy.core.job import Infer, Scored
 from petra_deploy.core.outcome import Score
 from petra_deploy.core.samples import Samples
 from petra_deploy.worker.context import Context
@@ -30,7 +30,7 @@ Arrays = dict[str, NDArray[Any]]
 def run(job: Scored, context: Context) -> Score:
     """The score; with `reference` outputs also the drop. Raises Problem "diverged" on NaN or Inf."""
     samples = Samples.open(context.store.path(job.split.key))
-    outputs = infer(job, samples, context)
+    outputs = infer(job, samples, context) if job.inferred is None else read_outputs(context.store.path(job.inferred))
     reference = None if job.reference is None else read_outputs(context.store.path(job.reference))
     targets = _targets(job, samples, outputs if reference is None else reference)
     try:
@@ -50,7 +50,7 @@ def run(job: Scored, context: Context) -> Score:
     return replace(score, baseline=baseline, drop=drop, drop_error=drop_error)
 
 
-def infer(job: Scored, samples: Samples, context: Context) -> Arrays:
+def infer(job: Scored | Infer, samples: Samples, context: Context) -> Arrays:
     """name -> outputs of all rows, in batches of 32, or of the model's own fixed size."""
     backend: Backend = registry.find("backend", job.engine.backend)
     signature = job.engine.signature

@@ -15,7 +15,7 @@ from petra_deploy.core.errors import BadInput, Interrupted, MissingExtra, NotMet
 from petra_deploy.core.event import Event
 from petra_deploy.core.folder import open_run
 from petra_deploy.core.outcome import Front, Goal
-from petra_deploy.core.request import Request
+from petra_deploy.core.request import Remote, Request
 from petra_deploy.core.store import Store
 from petra_deploy.core.workload import DataSource, ModelSource
 from petra_deploy.driver.bundle.write import Shipment, write
@@ -150,6 +150,7 @@ def test_options_arrive_at_the_api_as_they_were_typed(api: Callable[[Any], Calls
         "objective": "size", "trials": 12, "time": 1200.0, "sampler": "cma", "seed": 3, "device": "cpu",
         "batches": (4, 1), "out": "o", "storage": None, "resume": False, "require_measured": False,
         "runtime": "openvino",
+        "remote": None, "remote_python": None,
     }]  # fmt: skip
 
 
@@ -189,7 +190,7 @@ def test_resume_takes_the_runs_own_options_and_what_is_typed_now(
 ) -> None:
     request = Request(
         model=ModelSource(path="/m.pt", factory="/net.py:f", trust=True), data=DataSource(path="/d.npz"),
-        goal=Goal(max_drop=2.0), seed=5,
+        goal=Goal(max_drop=2.0), seed=5, remote=Remote(host="me@box"),
     )  # fmt: skip
     with open_run(tmp_path / "run", False) as folder:
         folder.begin(request)
@@ -198,6 +199,7 @@ def test_resume_takes_the_runs_own_options_and_what_is_typed_now(
     assert (calls[0]["model"], calls[0]["data"], calls[0]["seed"], calls[0]["max_drop"]) == ("/m.pt", "/d.npz", 5, 2.0)
     assert (calls[0]["trials"], calls[0]["resume"], calls[0]["out"]) == (40, True, str(tmp_path / "run"))
     assert (calls[0]["trust"], calls[0]["model_factory"]) == (False, None), "a folder cannot consent to run code"
+    assert (calls[0]["remote"], calls[0]["remote_python"]) == (None, None), "nor to send the data somewhere"
 
 
 def test_verify_opens_a_sound_bundle_and_is_1_for_a_changed_one(

@@ -5,7 +5,7 @@ import pytest
 from petra_deploy.core import files
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.outcome import Budget, Goal
-from petra_deploy.core.request import Request, arguments, differences, parse_batches, parse_duration
+from petra_deploy.core.request import Remote, Request, arguments, differences, parse_batches, parse_duration
 from petra_deploy.core.workload import LoadOptions, ModelSource
 
 REQUEST = Request(model=ModelSource(path="/m/model.pt"), load=LoadOptions(inputs=("x:float32[1,3]",)))
@@ -38,6 +38,15 @@ def test_differences_name_the_field_and_both_values() -> None:
         "goal.max_drop was 1.0 and is now 2.0",
     )
     assert not differences(REQUEST, Request(model=REQUEST.model, load=REQUEST.load, budget=Budget(trials=5)))
+
+
+def test_another_machine_is_a_difference() -> None:
+    def on(remote: Remote | None) -> Request:
+        return Request(model=REQUEST.model, load=REQUEST.load, remote=remote)
+
+    assert differences(on(Remote(host="a")), on(Remote(host="b"))) == ("remote.host was 'a' and is now 'b'",)
+    for one, other in ((Remote(host="a"), None), (None, Remote(host="a"))):
+        assert differences(on(one), on(other)) == (f"remote was {one!r} and is now {other!r}",)
 
 
 def test_a_request_survives_its_file(tmp_path) -> None:
