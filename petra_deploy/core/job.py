@@ -1,4 +1,4 @@
-"""The eight jobs: plain data that the driver hands to a worker, and what each answers.
+"""The nine jobs: plain data that the driver hands to a worker, and what each answers.
 
 `run(job: Job[A]) -> Done[A] | Failed` is all that a stage knows of the outside. Files are named
 by keys of the store. What a job may use up is in `limits` and takes no part in its cache key.
@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 from annotated_types import Ge, Gt
 
 from petra_deploy.core.data import Data
-from petra_deploy.core.outcome import Done, Engine, Failed, Graph, Measurement, Score
+from petra_deploy.core.outcome import Certified, Done, Engine, Failed, Graph, Measurement, Score
 from petra_deploy.core.plan import Inspected, Layout, Probed
 from petra_deploy.core.strategy import FULL, Fidelity, Strategy
 from petra_deploy.core.target import Target
@@ -145,7 +145,22 @@ class Scored(Job[Score]):
     answer: ClassVar[type] = Score
 
 
-_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Predict, Scored)
+@dataclass(frozen=True, kw_only=True)
+class Certify(Job[Certified]):
+    """On which processors the metric of `engine` holds, by the arithmetic of each on rows of `split`."""
+
+    engine: Engine
+    split: Split  # calibration rows
+    metric: MetricSpec
+    instructions: tuple[str, ...]  # of the processor that the engine was scored on
+    allowed_points: float  # that the metric may fall beyond what was measured there
+    rows: Annotated[int, Ge(1)] = 256
+
+    kind: ClassVar[str] = "certify"
+    answer: ClassVar[type] = Certified
+
+
+_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Predict, Scored, Certify)
 JOBS: dict[str, type[Any]] = {job.kind: job for job in _KINDS}
 
 
