@@ -76,6 +76,7 @@ def optimize(
     test: str | Path | None = None,
     target: str = "cpu",
     require_measured: bool = False,
+    certify: bool = False,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -98,7 +99,8 @@ def optimize(
     `time` is in seconds, or text such as "20m"; it defaults to 15 minutes, or to half a minute a
     trial where only `trials` is given. Where no strategy met the budget, the result's `bundle` is
     None and `front.why` says why. For a target that is not here latencies are predicted, and say so in
-    every figure's origin; `require_measured` refuses it instead.
+    every figure's origin; `require_measured` refuses it instead. `certify` computes on which processors
+    the accuracy holds, and the manifest says so.
 
     Raises a PetraError: NotMet (exit code 1) where the search is hopeless, BadInput (2),
     TargetAbsent (3), MissingExtra (4), OutOfDisk (75), Interrupted (130).
@@ -112,6 +114,7 @@ def optimize(
             load=LoadOptions(inputs=tuple(inputs), metric=metric_name(metric, folder), seed=seed),
             target=target_name(target),
             require_measured=require_measured,
+            certify=certify,
             goal=goal(objective, max_drop, batches),
             budget=budget(trials, time),
             sampler=sampler_name(sampler),
@@ -133,6 +136,7 @@ def apply(
     test: str | Path | None = None,
     target: str = "cpu",
     require_measured: bool = False,
+    certify: bool = False,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -170,6 +174,7 @@ def apply(
             ),
             target=target_name(target),
             require_measured=require_measured,
+            certify=certify,
             goal=goal(objective or asked.objective, asked.max_drop if max_drop is None else max_drop, batches),
             budget=budget(1, time or 3600.0),
             seed=seed,

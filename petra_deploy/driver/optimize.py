@@ -24,6 +24,7 @@ from petra_deploy.core.strategy import FULL, Strategy
 from petra_deploy.core.workload import Loaded
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.bundle.manifest import Manifest
+from petra_deploy.driver.certify import certified, refuse_elsewhere
 from petra_deploy.driver.confirm import ROUNDS, confirm, round_seconds
 from petra_deploy.driver.evaluate import Case, evaluate
 from petra_deploy.driver.place import Place, find
@@ -56,6 +57,8 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
     `nearest/`. Raises the errors of loading, and NotMet where going on is pointless.
     """
     place = find(request.target, require_measured=request.require_measured)
+    if request.certify:
+        refuse_elsewhere(place.target)
     with open_session(request, folder.logs, on_event) as session:
         if place.predicted:
             session.say(place.sentence, "note")
@@ -255,7 +258,10 @@ def package(
         return Finished(front=front, trials=outcomes, out=folder.path)
     drop = chosen.score
     note = choose.resolution(drop.drop, drop.drop_error, drop.n) if drop else ""
-    manifest = bundle.write(folder.bundle, ship(chosen, len(outcomes), notes=(note,)), session.store)
+    shipment = ship(chosen, len(outcomes), notes=(note,))
+    if request.certify:
+        shipment = certified(shipment, session)
+    manifest = bundle.write(folder.bundle, shipment, session.store)
     return Finished(front=front, trials=outcomes, out=folder.path, manifest=manifest, bundle=folder.bundle)
 
 

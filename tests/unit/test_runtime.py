@@ -1,12 +1,15 @@
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import petra_deploy
+from petra_deploy.core import cpus, machine
 from petra_deploy.core.errors import BadInput, NotMet
+from petra_deploy.core.outcome import Certified, OnCpu
 from petra_deploy.core.store import Store
 from petra_deploy.driver.bundle.write import Shipment, write
 
@@ -62,3 +65,17 @@ def test_serving_needs_no_torch(bundle: Path) -> None:
     code += "print(sorted({'torch', 'optuna', 'onnx', 'cmaes'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code, str(bundle)], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_a_processor_that_the_manifest_does_not_name_is_warned_of(
+    shipment: Shipment, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    found = {name: OnCpu(holds=name in cpus.EXACT, why="it falls") for name in cpus.CPUS}
+    certified = Certified(cpus=found, rows=9, metric="accuracy", allowed_points=0.0)
+    write(tmp_path / "bundle", replace(shipment, certified=certified), store)
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "vnni"))
+    petra_deploy.load_bundle(tmp_path / "bundle").close()
+    assert not recwarn.list
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2",))
+    with pytest.warns(UserWarning, match=r"not to hold on this processor \(avx2\)"):
+        petra_deploy.load_bundle(tmp_path / "bundle").close()

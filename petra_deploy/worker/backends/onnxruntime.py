@@ -79,9 +79,11 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
             _check_doors(runner, graph.signature)
             _try(runner, graph.signature)
         operators = _operators(optimized)
+        may_saturate = _may_saturate(optimized, operators)
     return Engine(
         key="", graph=graph.key, backend="onnxruntime", signature=graph.signature, settings=resolved,
-        versions=describe(), bytes=(folder / "model.onnx").stat().st_size, facts={"operators": operators},
+        versions=describe(), bytes=(folder / "model.onnx").stat().st_size,
+        facts={"operators": operators, "may_saturate": may_saturate},
     )  # fmt: skip
 
 
@@ -190,6 +192,17 @@ def _operators(optimized: Path) -> dict[str, int]:
             counts[node.op_type] += 1
             graphs += [a.g for a in node.attribute if a.HasField("g")]
     return dict(sorted(counts.items()))
+
+
+def _may_saturate(optimized: Path, operators: Mapping[str, int]) -> int:
+    """How many layers have weights whose 8-bit sums can leave 16 bits, on processors that add so."""
+    import onnx
+
+    from petra_deploy.worker.model import integers
+
+    if not integers.OPERATORS & set(operators):
+        return 0
+    return sum(layer.risky for layer in integers.find(onnx.load(str(optimized))))
 
 
 def _sentence(error: Exception) -> str:

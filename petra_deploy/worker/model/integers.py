@@ -33,6 +33,7 @@ _BOUNDED = {  # operators that are bounded but not computed -> their weights, ea
     "QAttention": ((1, 7),),
     "ConvInteger": ((1, 3),),
 }
+OPERATORS = frozenset((*_INPUTS, *_BOUNDED))
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def evaluate(layer: Layer, values: dict[str, Array], *, saturate: bool) -> tuple
 
 
 def _known(node: onnx.NodeProto) -> bool:
-    return node.op_type in _INPUTS or node.op_type in _BOUNDED
+    return node.op_type in OPERATORS
 
 
 def _layer(node: onnx.NodeProto, tensors: dict[str, onnx.TensorProto], why: str) -> Layer:

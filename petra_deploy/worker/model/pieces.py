@@ -9,7 +9,6 @@ The graph is one that ONNX Runtime has optimized; between the nodes set apart it
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -94,7 +93,7 @@ def expand(model: onnx.ModelProto) -> None:
         if node.op_type != "DynamicQuantizeMatMul":
             nodes.append(node)
             continue
-        a, b, scale, zero, bias = [*node.input, *[""] * (5 - len(node.input))]
+        a, b, scale, zero, bias = (list(node.input) + [""] * 5)[:5]
         quantized = [f"{node.output[0]}_{part}" for part in ("quantized", "scale", "zero")]
         nodes.append(helper.make_node("DynamicQuantizeLinear", [a], quantized))
         values, own_scale, own_zero = quantized

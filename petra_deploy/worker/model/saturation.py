@@ -60,8 +60,10 @@ def conv_weight(weight: Array, groups: int) -> list[Array]:
     return [last[g * out : (g + 1) * out].T for g in range(groups)]
 
 
-def conv_rows(sample: Array, kernel: tuple[int, ...], groups: int, strides: tuple[int, ...],
-              dilations: tuple[int, ...], pads: tuple[int, ...], fill: int) -> tuple[list[Array], tuple[int, ...]]:  # fmt: skip
+def conv_rows(
+    sample: Array, kernel: tuple[int, ...], groups: int, strides: tuple[int, ...], dilations: tuple[int, ...],
+    pads: tuple[int, ...], fill: int,
+) -> tuple[list[Array], tuple[int, ...]]:  # fmt: skip
     """One sample (c, *space) as the rows that a convolution multiplies: a (places, k) a group; and the places' shape.
 
     `pads` is ONNX's (all starts, then all ends); padding holds `fill`, the zero point.

@@ -142,12 +142,14 @@ def test_options_arrive_at_the_api_as_they_were_typed(api: Callable[[Any], Calls
     calls = api(result)
     line = "optimize m.pt --data d.npz --model n.py:f --input x:float32[1,3] --input y:int64[1] --max-drop 0.5 "
     line += "--time 20m --trials 12 --batch 4,1 --seed 3 --out o --device cpu --metric f1 --objective size --trust"
+    line += " --certify"
     assert run([*line.split(), "--quiet"]) == 0
     assert calls == [{
         "model": "m.pt", "data": "d.npz", "train": None, "selection": None, "test": None, "model_factory": "n.py:f",
         "trust": True, "inputs": ("x:float32[1,3]", "y:int64[1]"), "metric": "f1", "target": "cpu", "max_drop": 0.5,
         "objective": "size", "trials": 12, "time": 1200.0, "sampler": "cma", "seed": 3, "device": "cpu",
         "batches": (4, 1), "out": "o", "storage": None, "resume": False, "require_measured": False,
+        "certify": True,
     }]  # fmt: skip
 
 
