@@ -17,7 +17,7 @@ from petra_deploy.core.target import Target
 from petra_deploy.driver.bundle.write import Shipment
 from petra_deploy.driver.session import Session
 
-_SECONDS = 120.0  # that it may take at least; the budget may be used up by now
+_SECONDS = 300.0  # that it may take at least; the budget may be used up by now
 
 
 def refuse_elsewhere(target: Target) -> None:

@@ -9,14 +9,14 @@ from petra_deploy.core.job import Build, Certify
 from petra_deploy.core.outcome import Engine, Failed, Graph
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store
-from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Split
 from petra_deploy.testing.inline import Inline
 from petra_deploy.worker.backends import onnxruntime as backend
 from petra_deploy.worker.context import Context
 from petra_deploy.worker.jobs import certify
 from petra_deploy.worker.model import integers
-from petra_deploy.worker.techniques import quantize_dynamic, quantize_ort
+from petra_deploy.worker.model.export import export
+from petra_deploy.worker.techniques import quantize_dynamic, quantize_inc, quantize_ort
 from tests.models import CASES
 from tests.unit.worker.nets import CPU, add_graph
 from tests.unit.worker.techniques.graphs import exported, inside
@@ -107,9 +107,19 @@ def test_floats_hold_everywhere_and_another_runtime_is_not_known(store: Store) -
     assert "openvino" in refused.reason
 
 
-@pytest.mark.parametrize("technique", [quantize_ort, quantize_dynamic])
-@pytest.mark.parametrize("instructions", [("avx2",), ("avx2", "avx512"), VNNI])
-def test_targets_without_vnni_take_seven_bits(technique: object, instructions: tuple[str, ...]) -> None:
-    target = Target(name="t", runtime="onnxruntime", device="cpu", precisions=("int8",), instructions=instructions)
-    fixed = technique.fixed(CASES["mlp"]().layout(), target)  # type: ignore[attr-defined]
-    assert fixed["reduce_range"] is ("vnni" not in instructions)
+def test_lstm_layers_of_seven_bits_cannot_saturate(store: Store, tmp_path: Path) -> None:
+    case, folder = CASES["lstm"](), inside(tmp_path, "dynamic")
+    assert engine(store, folder, "lstm", quantize_dynamic, reduce_range=True).facts["may_saturate"] == 0
+    applied = quantize_inc.apply(case.adapter(), quantize_inc.Options(reduce_range=True), case.tools(tmp_path))
+    export(applied.model, case.signature(), case.tensors(2), tmp_path / "inc.onnx")
+    key = store.add(lambda entry: (entry / "model.onnx").write_bytes((tmp_path / "inc.onnx").read_bytes()))
+    one = Inline(store).must(Build(graph=Graph(key=key, signature=case.signature(), bytes=1), target=CPU))
+    assert "DynamicQuantizeLSTM" in one.facts["operators"]  # type: ignore[operator]
+    assert one.facts["may_saturate"] == 0
+
+
+@pytest.mark.parametrize("technique", [quantize_ort, quantize_dynamic, quantize_inc])
+@pytest.mark.parametrize(("target", "seven"), [("cpu-avx2", True), ("cpu-avx512", True), ("cpu-vnni", False)])
+def test_targets_without_vnni_take_seven_bits(technique: object, target: str, seven: bool) -> None:
+    fixed = technique.fixed(CASES["mlp"]().layout(), machine.resolve(target))  # type: ignore[attr-defined]
+    assert fixed["reduce_range"] is seven
