@@ -79,6 +79,7 @@ def optimize(
     require_measured: bool = False,
     remote: str | None = None,
     remote_python: str | None = None,
+    certify: bool = False,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -104,7 +105,8 @@ def optimize(
     every figure's origin; `require_measured` refuses it instead. Finalists are tried in every runtime of
     the target that is installed; `runtime` names one for the whole run, the baseline too. With `remote`,
     "user@host" or "host:port", engines are built, run and measured on that machine over ssh, by its
-    `remote_python` (docs/remote.md); target="ssh://user@host/t4" says the same.
+    `remote_python` (docs/remote.md); target="ssh://user@host/t4" says the same. `certify` computes on
+    which processors the accuracy holds, and the manifest says so.
 
     Raises a PetraError: NotMet (exit code 1) where the search is hopeless, BadInput (2),
     TargetAbsent (3), MissingExtra (4), OutOfDisk (75), Interrupted (130).
@@ -121,6 +123,7 @@ def optimize(
             runtime=runtime,
             require_measured=require_measured,
             remote=there,
+            certify=certify,
             goal=goal(objective, max_drop, batches),
             budget=budget(trials, time),
             sampler=sampler_name(sampler),
@@ -145,6 +148,7 @@ def apply(
     require_measured: bool = False,
     remote: str | None = None,
     remote_python: str | None = None,
+    certify: bool = False,
     model_factory: str | None = None,
     trust: bool = False,
     inputs: Sequence[str] = (),
@@ -185,6 +189,7 @@ def apply(
             runtime=runtime,
             require_measured=require_measured,
             remote=there,
+            certify=certify,
             goal=goal(objective or asked.objective, asked.max_drop if max_drop is None else max_drop, batches),
             budget=budget(1, time or 3600.0),
             seed=seed,

@@ -8,6 +8,7 @@ Files are checked against the manifest's checksums first, which proves integrity
 """
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from petra_deploy.core import registry
+from petra_deploy.core import cpus, machine, registry
 from petra_deploy.core.errors import BadInput, Problem, of_kind
 from petra_deploy.core.extension import Runner
 from petra_deploy.core.workload import TensorSpec
@@ -28,11 +29,15 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def load_bundle(path: "str | os.PathLike[str]") -> "Bundle":
     """Open the engine of a bundle with the settings it was measured with.
 
+    Warns on a processor that the manifest does not name among those where the accuracy holds (`holds_on`).
     Raises BadInput where `path` is no bundle, NotMet where a file is missing or has changed, MissingExtra
     where its runtime is not installed, TargetAbsent where the device that it runs on is not here.
     """
     folder = Path(path)
     manifest = verify(folder)
+    doubt = cpus.doubt(manifest.holds_on, machine.instructions(), certified=manifest.certified is not None)
+    if doubt:
+        warnings.warn(doubt, stacklevel=2)
     backend = registry.find("backend", manifest.runtime.name)
     try:
         runner = backend.open(folder, manifest.runtime.settings)

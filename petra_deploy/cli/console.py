@@ -126,6 +126,8 @@ def answer(result: "Result", *, as_json: bool, quiet: bool) -> None:
             result.front.why or "no strategy met the budget",
             "allow a larger --max-drop, more --time, or bring more data",
         )
+    if not as_json and not quiet and manifest is not None and manifest.holds:
+        print(manifest.holds)
     if not as_json:
         print(result.bundle if quiet else f"\nbundle: {result.bundle}")
         if manifest is not None and manifest.speedup.origin == "predicted" and not quiet:

@@ -2,7 +2,7 @@
 
     @click.command()
     @workload                    # MODEL, --data, --train/--selection/--test, --model, --trust, --input, --metric
-    @judgement                   # --target, --runtime, --remote, --require-measured, --max-drop, --batch, --seed, ...
+    @judgement                   # --target, --runtime, --remote, --require-measured, --certify, --max-drop, ...
     @output                      # --json, --quiet, --debug
 
 Values arrive under the names of `petra_deploy.optimize`'s own arguments.
@@ -86,6 +86,8 @@ judgement = _together(
                       "[default: its own, and the others for the finalists]"),
     click.option("--require-measured", is_flag=True,
                  help="Refuse a target that is not here, rather than predict. Example: --require-measured"),
+    click.option("--certify", is_flag=True,
+                 help="Compute on which processors the accuracy holds, beside this one. Example: --certify"),
     click.option("--max-drop", type=click.FloatRange(min=0), metavar="POINTS",
                  help="The most that the metric may fall; a point is 0.01. Example: --max-drop 0.5  "
                       "[default: 1.0; apply: the strategy's own]"),

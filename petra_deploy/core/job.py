@@ -10,7 +10,18 @@ from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 from annotated_types import Ge, Gt
 
 from petra_deploy.core.data import Data
-from petra_deploy.core.outcome import Attained, Done, Engine, ErrorBar, Failed, Graph, Inferred, Measurement, Score
+from petra_deploy.core.outcome import (
+    Attained,
+    Certified,
+    Done,
+    Engine,
+    ErrorBar,
+    Failed,
+    Graph,
+    Inferred,
+    Measurement,
+    Score,
+)  # fmt: skip
 from petra_deploy.core.plan import Inspected, Layout, Probed
 from petra_deploy.core.strategy import FULL, Fidelity, Strategy
 from petra_deploy.core.target import Target
@@ -178,7 +189,24 @@ class Scored(Job[Score]):
     answer: ClassVar[type] = Score
 
 
-_KINDS: tuple[type[Any], ...] = (Load, Inspect, Probe, Transform, Build, Measure, Predict, Rates, Infer, Scored)
+@dataclass(frozen=True, kw_only=True)
+class Certify(Job[Certified]):
+    """On which processors the metric of `engine` holds, by the arithmetic of each on rows of `split`."""
+
+    engine: Engine
+    split: Split  # calibration rows
+    metric: MetricSpec
+    instructions: tuple[str, ...]  # of the processor that the engine was scored on
+    allowed_points: float  # that the metric may fall beyond what was measured there
+    rows: Annotated[int, Ge(1)] = 256
+
+    kind: ClassVar[str] = "certify"
+    answer: ClassVar[type] = Certified
+
+
+_KINDS: tuple[type[Any], ...] = (
+    Load, Inspect, Probe, Transform, Build, Measure, Predict, Rates, Infer, Scored, Certify,
+)  # fmt: skip
 JOBS: dict[str, type[Any]] = {job.kind: job for job in _KINDS}
 
 

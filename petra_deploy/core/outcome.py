@@ -197,6 +197,32 @@ class Score(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnCpu(Data):
+    """An engine's integer sums as one kind of processor computes them, against exact sums."""
+
+    holds: bool
+    why: str  # a sentence
+    drop_points: float | None = None  # of the metric, from exact sums; None: not computed
+    largest_difference: float = 0.0  # of any output
+    rows: int = 0  # of which an output differs
+    saturated: dict[str, int] = field(default_factory=dict)  # node -> pair sums cut to 16 bits; those with any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Certified(Data):
+    """On which kinds of processor (core/cpus.py) the accuracy of an engine holds."""
+
+    cpus: dict[str, OnCpu]
+    rows: int  # of calibration data that were computed; 0: a bound settled it
+    metric: str
+    allowed_points: float  # that the metric may fall beyond the drop that was measured
+
+    @property
+    def holds_on(self) -> tuple[str, ...]:
+        return tuple(name for name, found in self.cpus.items() if found.holds)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Done(Data, Generic[A]):
     value: A
     seconds: float

@@ -15,7 +15,7 @@ from petra_deploy.core.outcome import Budget, Goal
 from petra_deploy.core.workload import DataSource, LoadOptions, ModelSource
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_MAY_CHANGE = ("budget", "device")  # between a run and its --resume
+_MAY_CHANGE = ("budget", "device", "certify")  # between a run and its --resume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class Request(Data):
     runtime: str = ""  # one of the target's, for the whole run; empty: its own, the others for finalists
     require_measured: bool = False  # refuse a target that is not here, rather than predict
     remote: Remote | None = None  # the machine that has the target; None: this one
+    certify: bool = False  # compute on which processors the accuracy of what ships holds
     goal: Goal = field(default_factory=Goal)
     budget: Budget = field(default_factory=Budget)
     sampler: str = "cma"
@@ -51,7 +52,7 @@ class Request(Data):
 
 
 def differences(old: Request, new: Request) -> tuple[str, ...]:
-    """What of `new` contradicts `old`, one phrase each; a longer budget or another device does not.
+    """What of `new` contradicts `old`, one phrase each; a longer budget, another device or --certify does not.
 
     Trials of one question cannot be told to another, so a run is resumed only where this is empty.
     """
@@ -85,6 +86,7 @@ def arguments(request: Request) -> dict[str, Any]:
         "require_measured": request.require_measured,
         "remote": request.remote.name if request.remote else None,
         "remote_python": request.remote.python if request.remote else None,
+        "certify": request.certify,
         "max_drop": request.goal.max_drop,
         "objective": request.goal.objective,
         "batches": request.goal.batches,

@@ -24,6 +24,7 @@ from petra_deploy.core.strategy import FULL, Strategy
 from petra_deploy.core.workload import Loaded
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.bundle.manifest import Manifest
+from petra_deploy.driver.certify import certified, refuse_elsewhere
 from petra_deploy.driver.confirm import ROUNDS, confirm, round_seconds
 from petra_deploy.driver.evaluate import Case, evaluate
 from petra_deploy.driver.place import Place, find
@@ -60,6 +61,8 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
         place = find(
             request.target, runtime=request.runtime, require_measured=request.require_measured, look=session.look
         )
+        if request.certify:
+            refuse_elsewhere(place.target)
         if place.predicted:
             session.say(place.sentence, "note")
         loaded = load(request, folder, session)
@@ -265,7 +268,10 @@ def package(
     drop = chosen.score
     note = choose.resolution(drop.drop, drop.drop_error, drop.n) if drop else ""
     others = notes(front, request.goal, baseline.engine.bytes if baseline.engine else 1)
-    manifest = bundle.write(folder.bundle, ship(chosen, len(outcomes), notes=(note, *others)), session.store)
+    shipment = ship(chosen, len(outcomes), notes=(note, *others))
+    if request.certify:
+        shipment = certified(shipment, session)
+    manifest = bundle.write(folder.bundle, shipment, session.store)
     return Finished(front=front, trials=outcomes, out=folder.path, manifest=manifest, bundle=folder.bundle)
 
 

@@ -21,6 +21,7 @@ from petra_deploy.core.request import Request
 from petra_deploy.core.strategy import FULL, Strategy
 from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle import write as bundle
+from petra_deploy.driver.certify import certified, refuse_elsewhere
 from petra_deploy.driver.confirm import confirm
 from petra_deploy.driver.evaluate import evaluate
 from petra_deploy.driver.optimize import Finished, load, measure_baseline
@@ -36,6 +37,8 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
     with open_session(request, folder.logs, on_event) as session:
         wanted = request.runtime or recipe.runtime
         place = find(request.target, runtime=wanted, require_measured=request.require_measured, look=session.look)
+        if request.certify:
+            refuse_elsewhere(place.target)
         asked = replace(recipe.strategy, backend="") if request.runtime else recipe.strategy
         if asked.backend and not place.predicted and not place.elsewhere:
             require(place.target_of(asked).runtime)
@@ -62,27 +65,26 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
         built = front.outcomes[0]
         broken = _broken(front, built, recipe.promise, request)
         destination = folder.path / "nearest" if broken else folder.bundle
-        manifest = bundle.write(
-            destination,
-            bundle.Shipment(
-                chosen=built,
-                baseline=baseline,
-                workload=loaded.workload,
-                target=place.target_of(complete),
-                layout=inspected.layout,
-                goal=request.goal,
-                seed=request.seed,
-                runtime=request.runtime or recipe.runtime,
-                considered=1,
-                test=built.test,
-                notes=(
-                    *([place.sentence] if place.predicted else []),
-                    f"applied from {strategy.name}",
-                    *([broken] if broken else []),
-                ),
+        shipment = bundle.Shipment(
+            chosen=built,
+            baseline=baseline,
+            workload=loaded.workload,
+            target=place.target_of(complete),
+            layout=inspected.layout,
+            goal=request.goal,
+            seed=request.seed,
+            runtime=request.runtime or recipe.runtime,
+            considered=1,
+            test=built.test,
+            notes=(
+                *([place.sentence] if place.predicted else []),
+                f"applied from {strategy.name}",
+                *([broken] if broken else []),
             ),
-            session.store,
         )
+        if request.certify and not broken:
+            shipment = certified(shipment, session)
+        manifest = bundle.write(destination, shipment, session.store)
         if broken:
             raise NotMet(f"the strategy no longer holds: {broken}", f"what it gave is kept in {destination}")
         return Finished(front=front, trials=(outcome,), out=folder.path, manifest=manifest, bundle=folder.bundle)

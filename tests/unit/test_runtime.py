@@ -1,14 +1,17 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import petra_deploy
+from petra_deploy.core import cpus, machine
 from petra_deploy.core.errors import BadInput, MissingExtra, NotMet
 from petra_deploy.core.machine import installed
+from petra_deploy.core.outcome import Certified, OnCpu
 from petra_deploy.core.store import Store
 from petra_deploy.driver.bundle.write import Shipment, write
 from tests.shipments import make_shipment
@@ -91,3 +94,17 @@ def test_serving_leaves_nothing_in_the_users_home(bundle: Path, tmp_path: Path) 
     subprocess.run([sys.executable, "-c", code], env=away | {"HOME": str(home)}, check=True, cwd=ROOT)
     subprocess.run([sys.executable, str(bundle / "example.py")], env=away | {"HOME": str(home)}, check=True)
     assert [path for path in home.rglob("*") if path.is_file()] == []
+
+
+def test_a_processor_that_the_manifest_does_not_name_is_warned_of(
+    shipment: Shipment, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    found = {name: OnCpu(holds=name in cpus.EXACT, why="it falls") for name in cpus.CPUS}
+    certified = Certified(cpus=found, rows=9, metric="accuracy", allowed_points=0.0)
+    write(tmp_path / "bundle", replace(shipment, certified=certified), store)
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2", "vnni"))
+    petra_deploy.load_bundle(tmp_path / "bundle").close()
+    assert not recwarn.list
+    monkeypatch.setattr(machine, "instructions", lambda: ("avx2",))
+    with pytest.warns(UserWarning, match=r"not to hold on this processor \(avx2\)"):
+        petra_deploy.load_bundle(tmp_path / "bundle").close()

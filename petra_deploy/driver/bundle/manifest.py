@@ -10,8 +10,9 @@ docs/schemas/manifest.json; a change that breaks readers makes a new `schema`.
 from dataclasses import dataclass, field
 from typing import Literal
 
+from petra_deploy.core.cpus import CPUS
 from petra_deploy.core.data import Data
-from petra_deploy.core.outcome import Figure, Goal, Latency, Origin
+from petra_deploy.core.outcome import Certified, Figure, Goal, Latency, Origin
 from petra_deploy.core.workload import Form, TensorSpec
 
 Schema = Literal["petra-deploy/manifest/1"]
@@ -150,6 +151,8 @@ class Manifest(Data):
     load_ms: float | None
     peak_memory_bytes: float | None
     metric: MetricFacts
+    holds_on: tuple[str, ...] = ()  # kinds of processor (core/cpus.py); of a GPU, none
+    certified: Certified | None = None  # of --certify: why they hold, and the others do not
     goal: Goal
     candidates_considered: int
     runtime: RuntimeFacts
@@ -158,3 +161,19 @@ class Manifest(Data):
     machine: dict[str, object] = field(default_factory=dict)
     seed: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def holds(self) -> str:
+        """On which processors the accuracy holds and how that is known, on one line; empty of a GPU."""
+        if not self.holds_on:
+            return ""
+        line = f"accuracy holds on: {', '.join(self.holds_on)}"
+        if self.certified is None:
+            settled = len(self.holds_on) == len(CPUS)
+            return (
+                f"{line} ({'no 8-bit sum can saturate' if settled else 'as measured; --certify computes the others'})"
+            )
+        others = {name: found.why for name, found in self.certified.cpus.items() if not found.holds}
+        rest = f"; not on {', '.join(others)}: {next(iter(others.values()))}" if others else ""
+        rows = f"on {self.certified.rows} calibration rows" if self.certified.rows else "by a bound"
+        return f"{line} (certified {rows}){rest}"

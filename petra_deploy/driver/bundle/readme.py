@@ -10,6 +10,7 @@ def text(manifest: Manifest, triton_name: str) -> str:
         of += ", compared with the original model's own outputs"
     if metric.data == "random":
         of += " (random inputs: no data was given)"
+    holds = f"- {_line(m.holds[0].upper() + m.holds[1:])}.\n" if m.holds else ""
     notes = "".join(f"- {_line(note)}\n" for note in m.notes)
     return f"""# {_line(m.model.name)} for {_line(m.target.name)}
 
@@ -27,7 +28,7 @@ def text(manifest: Manifest, triton_name: str) -> str:
 - **Drop {metric.drop_points:.2f} points** {_bounds(metric.low, metric.high)}, {metric.origin}: {of};
   {metric.max_drop:g} allowed.
 - Intervals are at 95%. `manifest.json` has every figure, the machine, the versions and the seed.
-{notes}
+{holds}{notes}
 ## Run it
 
     pip install {m.runtime.name} numpy

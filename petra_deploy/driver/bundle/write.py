@@ -16,10 +16,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from petra_deploy import __version__
-from petra_deploy.core import files
+from petra_deploy.core import cpus, files
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.machine import versions
-from petra_deploy.core.outcome import Engine, Goal, Latency, Measurement, Outcome, Score
+from petra_deploy.core.outcome import Certified, Engine, Goal, Latency, Measurement, Outcome, Score
 from petra_deploy.core.plan import Layout
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store, digest_file
@@ -47,6 +47,7 @@ class Shipment:
     runtime: str = ""  # that the user named for the whole run, the baseline too
     considered: int  # candidates evaluated, the failed ones too
     test: Score | None = None  # of `chosen` on the test split; None: its selection score stands
+    certified: Certified | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -150,6 +151,8 @@ def _manifest(shipment: Shipment, store: Store, notes: tuple[str, ...]) -> m.Man
         load_ms=measured.load.value,
         peak_memory_bytes=measured.peak_memory.value,
         metric=_metric(shipment),
+        certified=shipment.certified,
+        holds_on=_holds_on(shipment),
         goal=shipment.goal,
         candidates_considered=shipment.considered,
         runtime=m.RuntimeFacts(name=engine.backend, settings=engine.settings),
@@ -159,6 +162,18 @@ def _manifest(shipment: Shipment, store: Store, notes: tuple[str, ...]) -> m.Man
         seed=shipment.seed,
         notes=tuple(dict.fromkeys((*notes, *measured.warnings))),
     )
+
+
+def _holds_on(shipment: Shipment) -> tuple[str, ...]:
+    """Kinds of processor: as certified, or all where no sum can saturate, or those that sum like this machine."""
+    if shipment.target.device != "cpu":
+        return ()
+    if shipment.certified is not None:
+        return shipment.certified.holds_on
+    if shipment.engine.facts.get("may_saturate") == 0:
+        return cpus.CPUS
+    instructions = shipment.measurement.machine.get("instructions")
+    return cpus.alike(cpus.kind(instructions if isinstance(instructions, list | tuple) else ()))
 
 
 def _side(file: str, engine: Engine, latencies: tuple[Latency, ...], speedups: list[float | None],

@@ -88,7 +88,8 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
             _doors.check(graph.signature, runner.inputs, runner.outputs)
             _doors.tried(runner.run, graph.signature, runner.inputs)
         operators = _operators(optimized)
-    facts: dict[str, object] = {"operators": operators}
+        may_saturate = _may_saturate(optimized, operators)
+    facts: dict[str, object] = {"operators": operators, "may_saturate": may_saturate}
     if resolved["provider"] != "cpu":
         facts["nodes"] = device.nodes_by_provider(folder / "model.onnx", _options(wanted, None), resolved,
                                                   _doors.examples(graph.signature, 1))  # fmt: skip
@@ -177,6 +178,17 @@ def _operators(optimized: Path) -> dict[str, int]:
             counts[node.op_type] += 1
             graphs += [a.g for a in node.attribute if a.HasField("g")]
     return dict(sorted(counts.items()))
+
+
+def _may_saturate(optimized: Path, operators: Mapping[str, int]) -> int:
+    """How many layers have weights whose 8-bit sums can leave 16 bits, on processors that add so."""
+    import onnx
+
+    from petra_deploy.worker.model import integers
+
+    if not integers.OPERATORS & set(operators):
+        return 0
+    return sum(layer.risky for layer in integers.find(onnx.load(str(optimized))))
 
 
 def _sentence(error: Exception) -> str:

@@ -7,6 +7,7 @@ cores are used; the engine's own thread count matters to its speed only.
 import json
 import linecache
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from petra_deploy.core.extension import Backend
 from petra_deploy.core.job import Infer, Scored
 from petra_deploy.core.outcome import Score
 from petra_deploy.core.samples import Samples
+from petra_deploy.core.workload import MetricSpec, Signature
 from petra_deploy.worker.context import Context
 
 BATCH = 32
@@ -32,17 +34,17 @@ def run(job: Scored, context: Context) -> Score:
     samples = Samples.open(context.store.path(job.split.key))
     outputs = infer(job, samples, context) if job.inferred is None else read_outputs(context.store.path(job.inferred))
     reference = None if job.reference is None else read_outputs(context.store.path(job.reference))
-    targets = _targets(job, samples, outputs if reference is None else reference)
+    targets = targets_of(job.metric, job.split_name, samples, outputs if reference is None else reference)
     try:
-        value = metrics.evaluate(job.metric, _simple(outputs), targets)
+        value = metrics.evaluate(job.metric, simple(outputs), targets)
         score = Score(
             metric=job.metric.name, split=job.split_name, n=len(samples), value=value,
             outputs=context.store.add(lambda folder: write_outputs(outputs, folder)),
         )  # fmt: skip
         if reference is None:
             return score
-        drop, drop_error = paired_drop(job.metric, _simple(reference), _simple(outputs), targets)
-        baseline = metrics.evaluate(job.metric, _simple(reference), targets)
+        drop, drop_error = paired_drop(job.metric, simple(reference), simple(outputs), targets)
+        baseline = metrics.evaluate(job.metric, simple(reference), targets)
     except (Problem, MemoryError, OSError):
         raise
     except Exception as error:
@@ -51,25 +53,29 @@ def run(job: Scored, context: Context) -> Score:
 
 
 def infer(job: Scored | Infer, samples: Samples, context: Context) -> Arrays:
-    """name -> outputs of all rows, in batches of 32, or of the model's own fixed size."""
+    """name -> outputs of all rows, by the engine of the job on all cores."""
     backend: Backend = registry.find("backend", job.engine.backend)
-    signature = job.engine.signature
-    size = BATCH if signature.dynamic_batch else _fixed(signature.inputs[0].shape)
     settings = {**job.engine.settings, "threads": machine.usable_cores()}
+    with backend.open(context.store.path(job.engine.key), settings) as runner:
+        return outputs_of(runner.run, job.engine.signature, samples)
+
+
+def outputs_of(run: Callable[[Arrays], list[NDArray[Any]]], signature: Signature, samples: Samples) -> Arrays:
+    """name -> outputs of all rows, in batches of 32, or of the model's own fixed size."""
+    size = BATCH if signature.dynamic_batch else _fixed(signature.inputs[0].shape)
     names = [spec.name for spec in signature.outputs]
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-    with backend.open(context.store.path(job.engine.key), settings) as runner:
-        for feeds, _ in samples.batches(size):
-            rows = len(next(iter(feeds.values())))
-            fed = {spec.name: feeds[spec.name] for spec in signature.inputs}
-            if rows < size and not signature.dynamic_batch:  # filled up with its last row, cut off below
-                fed = {name: np.concatenate([v, np.repeat(v[-1:], size - rows, axis=0)]) for name, v in fed.items()}
-            for name, values in zip(names, runner.run(fed), strict=True):
-                if values.ndim == 0 or len(values) < rows:
-                    raise Problem(
-                        "unsupported", f"output {name!r} of shape {values.shape} has no row for each of {rows} inputs"
-                    )
-                parts[name].append(values[:rows])
+    for feeds, _ in samples.batches(size):
+        rows = len(next(iter(feeds.values())))
+        fed = {spec.name: feeds[spec.name] for spec in signature.inputs}
+        if rows < size and not signature.dynamic_batch:  # filled up with its last row, cut off below
+            fed = {name: np.concatenate([v, np.repeat(v[-1:], size - rows, axis=0)]) for name, v in fed.items()}
+        for name, values in zip(names, run(fed), strict=True):
+            if values.ndim == 0 or len(values) < rows:
+                raise Problem(
+                    "unsupported", f"output {name!r} of shape {values.shape} has no row for each of {rows} inputs"
+                )
+            parts[name].append(values[:rows])
     outputs = {name: np.concatenate(values) for name, values in parts.items()}
     for name, values in outputs.items():
         wrong = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
@@ -90,17 +96,17 @@ def read_outputs(folder: Path) -> Arrays:
     return {name: np.load(folder / f"{index}.npy", allow_pickle=False) for index, name in enumerate(names)}
 
 
-def _targets(job: Scored, samples: Samples, reference: Arrays) -> metrics.Outputs:
+def targets_of(metric: MetricSpec, split: str, samples: Samples, reference: Arrays) -> metrics.Outputs:
     """The labels; the original's outputs for agreement, and where a metric needs no labels."""
-    if job.metric.name == "agreement" or (samples.target is None and not job.metric.needs_labels):
-        return _simple(reference)
+    if metric.name == "agreement" or (samples.target is None and not metric.needs_labels):
+        return simple(reference)
     if samples.target is None:
-        raise Problem("input", f"the metric {job.metric.name} needs labels, and the {job.split_name} split has none",
+        raise Problem("input", f"the metric {metric.name} needs labels, and the {split} split has none",
                       "give labels in the data, or use --metric agreement")  # fmt: skip
     return np.asarray(samples.target)
 
 
-def _simple(outputs: Arrays) -> metrics.Outputs:
+def simple(outputs: Arrays) -> metrics.Outputs:
     """The array alone where there is one output only."""
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
 

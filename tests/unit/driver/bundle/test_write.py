@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from petra_deploy.core import files
+from petra_deploy.core import cpus, files
 from petra_deploy.core.machine import installed
+from petra_deploy.core.outcome import Certified, OnCpu
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.bundle import recipe
@@ -164,3 +165,30 @@ def test_the_readme_says_split_and_origin(shipment: Shipment, store: Store, tmp_
     random = replace(shipment.workload, selection=replace(shipment.workload.selection, origin="random"))
     write(tmp_path / "bundle", replace(shipment, workload=random), store)
     assert "random inputs" in (tmp_path / "bundle" / "README.md").read_text()
+
+
+def test_the_manifest_names_the_processors_where_the_accuracy_holds(
+    shipment: Shipment, store: Store, tmp_path: Path
+) -> None:
+    def written(made: Shipment) -> Manifest:
+        return write(tmp_path / "bundle", made, store)
+
+    assert shipment.chosen.engine is not None
+    assert shipment.chosen.measurement is not None
+    floats = written(shipment)
+    assert (floats.holds_on, floats.certified) == (cpus.CPUS, None)
+    assert "no 8-bit sum can saturate" in floats.holds
+    engine = replace(shipment.chosen.engine, facts={"may_saturate": 2})
+    measured = replace(shipment.chosen.measurement, machine={"instructions": ["avx2", "avx512"]})
+    risky = replace(shipment, chosen=replace(shipment.chosen, engine=engine, measurement=measured))
+    assert written(risky).holds_on == cpus.SATURATING  # the arithmetic that the metric was measured with
+    found = {name: OnCpu(holds=name in cpus.EXACT, why="accuracy falls by 3.00 points") for name in cpus.CPUS}
+    certified = written(replace(risky, certified=Certified(cpus=found, rows=9, metric="accuracy", allowed_points=0.0)))
+    assert certified.holds_on == cpus.EXACT
+    line = "accuracy holds on: vnni, amx, arm64 (certified on 9 calibration rows); "
+    line += "not on avx2, avx512: accuracy falls by 3.00 points"
+    assert certified.holds == line
+    assert f"- A{line[1:]}.\n" in (tmp_path / "bundle" / "README.md").read_text()
+    assert files.read_json(tmp_path / "bundle" / "manifest.json", Manifest) == certified
+    gpu = replace(shipment, target=replace(shipment.target, device="cuda", instructions=()))
+    assert (written(gpu).holds_on, written(gpu).holds) == ((), "")
