@@ -33,7 +33,7 @@ class Session:
     started: float  # monotonic
     seconds: float  # the whole time budget
     jailed: Callable[[], bool | None]  # whether workers are shut in; None before the first has said
-    look: Look  # what a target is on the machine that engines run on, and whether it is there
+    look: Look = machine.look  # what a target is on the machine that engines run on, and whether it is there
 
     def must(self, job: Job[A]) -> A:
         """The answer of a job that everything needs; its failure ends the program."""

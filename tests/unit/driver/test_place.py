@@ -9,7 +9,6 @@ from petra_deploy.core.errors import BadInput, MissingExtra, TargetAbsent
 from petra_deploy.core.machine import CudaDevice
 from petra_deploy.core.outcome import ErrorBar
 from petra_deploy.core.strategy import Strategy
-from petra_deploy.driver import place as places
 from petra_deploy.driver.place import find
 
 
@@ -84,7 +83,7 @@ def test_a_runtime_that_is_named_and_not_installed_is_4_with_the_extra(monkeypat
 
 
 def test_a_strategy_may_have_a_runtime_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(places, "installed", lambda runtime: True)
+    monkeypatch.setattr(machine, "installed", lambda runtime: True)
     place = find("cpu")
     assert place.other_runtimes == ("openvino",)
     assert place.serving(Strategy()) is place.target
