@@ -58,7 +58,7 @@ def with_variants(
                 if _worth(found, original, goal, session):
                     made.append((outcome, found))
     everything = (*finalists, *(found for _, found in made))
-    if not made or _turns(len(everything), baseline) <= session.left():
+    if not made or not finalists or _turns(len(everything), baseline) <= session.left():
         return everything
     session.say("the time is short: each finalist goes on in the runtime that one round found faster", "note")
     return tuple(

@@ -58,6 +58,7 @@ def run(job: Measure, context: Context) -> Measurement:
     fingerprint = machine.fingerprint()
     record = {
         "schema": "petra-deploy/rounds/1", "candidate": job.engine.key, "baseline": job.baseline.key,
+        "runtimes": {side: engine.backend for side, engine in engines.items()},  # a key is of files alone
         "machine": fingerprint, "sittings": sittings, "rounds": rounds,
     }  # fmt: skip
     key = context.store.add(lambda folder: (folder / "rounds.json").write_text(json.dumps(files.plain(record))))
