@@ -222,7 +222,8 @@ def main() -> int:
                 )
         print(f"\n{machine.cpu_model()} ({' '.join(machine.instructions())}), {seconds} s")
     if given.save:
-        ledger.append("cpu", entries, given.save)
+        kept = [replace(entry, clock="processor" if given.processor_time else "wall") for entry in entries]
+        ledger.append("cpu", kept, given.save)
     return 0 if all(map(met, sums)) else 1
 
 

@@ -45,6 +45,7 @@ class Entry(Data):
     measured_ms: Positive
     predicted_speedup: Positive
     measured_speedup: Positive
+    clock: Literal["wall", "processor"] = "wall"  # whose time: of one thread the processor's, on a busy machine
     device: str  # a processor's model, or the CUDA driver's name of the device
     versions: dict[str, str] = field(default_factory=dict)
     instructions: tuple[str, ...] = ()  # of a processor
@@ -123,7 +124,7 @@ def append(target: str, entries: Sequence[Entry], path: Path | None = None) -> P
     """
     path = path or own(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be writing: neither's entries are lost
         before = files.read_json(path, Ledger) if path.is_file() else read(target)
@@ -156,7 +157,8 @@ def _factor(ratios: Sequence[float]) -> float:
 def _same_device(entry: Entry, target: Target) -> bool:
     if target.device == "cuda":
         return fnmatch.fnmatchcase(entry.device, target.device_name or "*")
-    return not target.detect or entry.device == machine.cpu_model()
+    here = machine.cpu_model(), machine.instructions()
+    return not target.detect or (entry.device, entry.instructions) == here
 
 
 def _identity(entry: Entry) -> tuple[str, int, str]:

@@ -20,6 +20,7 @@ WORK = WorkSum(operators=3, macs={"fp32": 1e6}, weight_bytes=10, activation_byte
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PETRA_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(files, "shipped", lambda name: tmp_path / name)
 
 
 def entry(artifact: str, latency: float = 1.0, speedup: float = 1.0, device: str = "Tesla T4", batch: int = 1) -> Entry:
@@ -76,11 +77,10 @@ def test_several_writers_lose_nothing() -> None:
 
 
 def test_the_users_ledger_comes_before_the_shipped_one_and_begins_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
     shipped = tmp_path / "profiles" / "t4"
     shipped.mkdir(parents=True)
-    monkeypatch.setattr(files, "shipped", lambda name: tmp_path / name)
     files.write_json(shipped / "ledger.json", Ledger(target="t4", entries=(entry("shipped"),)))
     assert [e.artifact for e in ledger.read("t4").entries] == ["shipped"]
     ledger.append("t4", [entry("own")])
@@ -126,3 +126,10 @@ def test_an_error_bar_says_where_it_is_from() -> None:
     assert bar.words.startswith("within a factor of 1.25, latencies of 1.5 (")
     assert "the 10 that were measured on Tesla T4" in bar.words
     assert "nobody" not in bar.note
+
+
+def test_every_ledger_that_ships_is_of_its_folder_and_names_its_device() -> None:
+    for path in (Path(__file__).resolve().parents[3] / "profiles").glob("*/ledger.json"):
+        found = files.read_json(path, Ledger)
+        assert found.target == path.parent.name
+        assert all(entry.device and entry.versions and entry.date for entry in found.entries)
