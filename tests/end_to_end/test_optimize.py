@@ -14,7 +14,7 @@ import pytest
 from jsonschema import validate
 
 from petra_deploy.core.machine import installed
-from tests.end_to_end.conftest import ARGUMENTS
+from tests.end_to_end.conftest import ARGUMENTS, BRIEFLY
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +36,7 @@ def test_the_manifest_says_what_was_measured_and_on_which_rows(optimized):
     assert said["metric"]["low"] <= said["metric"]["drop_points"] <= said["metric"]["high"]
     assert said["metric"]["drop_points"] <= 1.0
     assert said["metric"]["n"] == 359
-    assert 1 <= said["candidates_considered"] <= 3  # fewer on a machine so slow that the time is used up
+    assert 1 <= said["candidates_considered"] <= 2  # fewer on a machine so slow that the time is used up
 
 
 @pytest.mark.skipif(not installed("openvino"), reason="openvino is not installed")
@@ -79,7 +79,8 @@ def test_the_example_runs_with_onnxruntime_and_numpy_alone(place, optimized):
 
 
 def test_nothing_is_left_outside_out_and_the_cache(place, optimized):
-    known = {"net.py", "model.pt", "retrained.pt", "data.npz", "first", "cache", "__pycache__"}
+    known = {"net.py", "model.pt", "retrained.pt", *(f"{name}.npz" for name in ("data", "few", "selection", "test"))}
+    known |= {"first", "cache", "__pycache__"}
     assert {"first", "cache"} <= {p.name for p in place.folder.iterdir()}
     made = {p.name for p in place.folder.iterdir()} - known
     assert not {name for name in made if not name.startswith("run")}, made
@@ -95,7 +96,17 @@ def test_the_recipe_holds_on_the_same_and_on_a_retrained_model(place, optimized)
     recipe = "first/bundle/strategy.json"
     for number, model in enumerate(("model.pt", "retrained.pt")):
         done = place.petra(
-            "apply", recipe, model, *ARGUMENTS[1:], "--max-drop", 5, "--out", f"run-apply-{number}", "--json"
+            "apply",
+            recipe,
+            model,
+            *ARGUMENTS[1:],
+            "--max-drop",
+            5,
+            "--batch",
+            1,
+            "--out",
+            f"run-apply-{number}",
+            "--json",
         )
         assert done.code in (0, 1), done.err
         if done.code == 0:
@@ -121,46 +132,56 @@ def test_the_recipe_refuses_another_architecture(place, optimized):
 
 
 @pytest.fixture
-def running(place, request):
-    """A run with two trials behind it, and its folder."""
-    out = place.folder / f"run-{request.node.callspec.id}"
-    first = place.start(
-        "optimize", *ARGUMENTS, "--runtime", "onnxruntime", "--trials", 4, "--time", "10m", "--out", out
-    )
-    deadline = time.monotonic() + 240
-    while len(list(out.glob("trials/*/outcome.json"))) < 2:
-        assert first.poll() is None, first.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    yield out, first
-    if first.poll() is None:
-        first.kill()
-    first.wait()
+def started(place):
+    """Starts a run and waits until so many of its trials are on disk; what still runs in the end is killed."""
+    processes = []
+
+    def start(trials, out, *arguments):
+        processes.append(process := place.start("optimize", *arguments, "--out", out))
+        deadline = time.monotonic() + 240
+        while len(list(out.glob("trials/*/outcome.json"))) < trials:
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        return process
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
-def test_a_stop_and_resume_lose_and_repeat_nothing(place, running, how):
-    out, first = running
-    second = place.petra("optimize", *ARGUMENTS, "--runtime", "onnxruntime", "--out", out)
-    assert (second.code, str(first.pid) in second.err) == (2, True), second.err
-    os.kill(first.pid, how)
-    assert first.wait() == (130 if how == signal.SIGINT else -9)
-    if (out / "bundle").exists():
-        assert place.petra("verify", out / "bundle").code == 0
+def test_stops_and_resumes_lose_and_repeat_nothing(place, started):
+    """Killed in its second trial, interrupted in its third, and resumed after each."""
+    out, arguments = place.folder / "run-stopped", (*BRIEFLY, "--runtime", "onnxruntime", "--max-drop", 5, "--batch", 1)
+    for trials, how, code, more in (
+        (1, signal.SIGKILL, -9, ("--trials", 3, "--time", "10m")),
+        (2, signal.SIGINT, 130, ("--resume",)),
+    ):
+        before = {p: p.read_bytes() for p in out.glob("trials/*/*.json")}
+        run = started(trials, out, *arguments, *more)
+        second = place.petra("optimize", *arguments, "--out", out)
+        assert (second.code, str(run.pid) in second.err) == (2, True), second.err
+        os.kill(run.pid, how)
+        assert run.wait() == code
+        assert {p: p.read_bytes() for p in before} == before
+        if (out / "bundle").exists():
+            assert place.petra("verify", out / "bundle").code == 0
     before = {p: p.read_bytes() for p in out.glob("trials/*/*.json")}
-    done = place.petra("optimize", *ARGUMENTS, "--out", out, "--resume", "--json")
+    done = place.petra("optimize", *arguments, "--out", out, "--resume", "--json")
     assert done.code == 0, done.err
     assert done.json["runtime"]["name"] == "onnxruntime"
-    assert done.json["candidates_considered"] == 4
+    assert done.json["candidates_considered"] == 3
     assert {p: p.read_bytes() for p in before} == before
     recipes = [p.read_text() for p in out.glob("trials/*/strategy.json")]
-    assert len(recipes) == len(set(recipes)) == 4
+    assert len(recipes) == len(set(recipes)) == 3
 
 
 def test_an_onnx_model_is_quantized_and_the_run_says_what_is_not_possible(place, optimized):
     source = place.folder / "first/baseline/model.onnx"
-    done = place.petra("optimize", source, "--data", "data.npz", "--runtime", "onnxruntime", "--trials", 2,
-                       "--time", "60s", "--out", "run-onnx")  # fmt: skip
+    done = place.petra("optimize", source, "--data", "data.npz", "--runtime", "onnxruntime", "--batch", 1,
+                       "--trials", 1, "--time", "60s", "--out", "run-onnx")  # fmt: skip
     assert done.code in (0, 1), done.err
     assert "prune is not available" in done.err
     assert "ONNX" in done.err or ".onnx" in done.err

@@ -25,6 +25,7 @@ from petra_deploy.core.job import Transform
 from petra_deploy.core.plan import Knob, Layout, Phase
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Fidelity, Step, Strategy
+from petra_deploy.core.target import Target
 from petra_deploy.testing.contracts._contract import Contract, found, refusal, sentences, skip
 from petra_deploy.testing.contracts._graphs import case_of, exported, feeds, layout_of
 from petra_deploy.testing.contracts._knobs import knobs_at
@@ -60,12 +61,12 @@ class TechniqueContract(Contract):
     def test_obstacles_are_sentences_for_every_target(self, technique: str, family: str) -> None:
         module = found("technique", technique)
         for name in machine.targets():
-            sentences(module.obstacles(layout_of(family), machine.resolve(name)))
+            sentences(module.obstacles(layout_of(family), target_of(name)))
 
     def test_knobs_turn_options_that_exist(self, technique: str, family: str) -> None:
         module = found("technique", technique)
         known = {field.name for field in fields(module.Options)}
-        knobs: Mapping[str, Knob] = module.knobs(layout_of(family), machine.resolve("cpu"))
+        knobs: Mapping[str, Knob] = module.knobs(layout_of(family), target_of("cpu"))
         assert knobs.keys() <= known
         assert fixed_of(module, layout_of(family)).keys() <= known - knobs.keys()
         for name, knob in knobs.items():
@@ -88,7 +89,7 @@ class TechniqueContract(Contract):
 
     def test_it_works_with_every_knob_at_its_end(self, technique: str, family: str) -> None:
         module = fitting(technique, family)
-        if not module.knobs(layout_of(family), machine.resolve("cpu")):
+        if not module.knobs(layout_of(family), target_of("cpu")):
             skip(f"{technique} has no knobs")
         with tempfile.TemporaryDirectory() as folder:
             applied = applied_to(module, input_of(module, family, Path(folder)), family, Path(folder), 1.0)
@@ -133,10 +134,16 @@ def tried(technique: str, family: str) -> Tried:
         return Tried(before == digest(given), (outputs_of(first, family), outputs_of(second, family)), first.facts)
 
 
+@functools.cache
+def target_of(name: str) -> Target:
+    """Its file, read once for all the tests that ask what a technique says of it."""
+    return machine.resolve(name)
+
+
 def fitting(technique: str, family: str) -> Any:
     """The module; the test is skipped where the technique itself says that it does not fit the family."""
     module: Technique = found("technique", technique)
-    if reasons := module.obstacles(layout_of(family), machine.resolve("cpu")):
+    if reasons := module.obstacles(layout_of(family), target_of("cpu")):
         skip("; ".join(reasons))
     return module
 
@@ -144,12 +151,12 @@ def fitting(technique: str, family: str) -> Any:
 def options_of(module: Any, family: str, height: float) -> Any:
     """The Options with every knob at `height` (0 to 1) of its range, and what the target settles."""
     layout = layout_of(family)
-    chosen = knobs_at(module.knobs(layout, machine.resolve("cpu")), height, layout)
+    chosen = knobs_at(module.knobs(layout, target_of("cpu")), height, layout)
     return files.decode(fixed_of(module, layout) | chosen, module.Options, "what knobs and fixed say")
 
 
 def fixed_of(module: Any, layout: Layout) -> dict[str, object]:
-    return dict(module.fixed(layout, machine.resolve("cpu"))) if hasattr(module, "fixed") else {}
+    return dict(module.fixed(layout, target_of("cpu"))) if hasattr(module, "fixed") else {}
 
 
 def input_of(module: Any, family: str, folder: Path) -> Any:

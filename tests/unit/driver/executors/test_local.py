@@ -1,4 +1,8 @@
-"""Faults in a real child: a user's factory that crashes, hangs, eats memory, floods, or forges."""
+"""Faults in a real child: a user's factory that crashes, hangs, eats memory, floods, or forges.
+
+All are given to one executor, one after another, as a search does: what the last one left of its
+child must serve the next, and a child costs seconds of importing torch.
+"""
 
 import os
 import signal
@@ -19,10 +23,11 @@ from petra_deploy.driver.executors import local
 GOOD = "import torch\ndef build():\n    return torch.nn.Linear(4, 2)\n"
 
 
-@pytest.fixture
-def executor(tmp_path):
-    store = Store(tmp_path / "store")
-    opened = local.open(local.Options(store=store.root, logs=tmp_path / "logs", read=(Path("/"),)))
+@pytest.fixture(scope="module")
+def executor(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("executor")
+    store = Store(folder / "store")
+    opened = local.open(local.Options(store=store.root, logs=folder / "logs", read=(Path("/"),)))
     yield opened
     opened.close()
 
@@ -69,9 +74,10 @@ def test_sys_exit_in_user_code_is_a_failure(executor, tmp_path):
 
 
 def test_a_hang_ends_at_the_time_limit_even_when_sigterm_is_ignored(executor, tmp_path):
+    assert isinstance(executor.run(job(tmp_path, GOOD)), Done)  # torch is imported: the limit meets the hang itself
     code = build("__import__('signal').signal(15, lambda *a: None)\n    while True: pass")
-    failed = executor.run(job(tmp_path, code, seconds=12))
-    assert (failed.kind, failed.reason) == ("timeout", "the time limit of 12 s was reached")
+    failed = executor.run(job(tmp_path, code, seconds=3))
+    assert (failed.kind, failed.reason) == ("timeout", "the time limit of 3 s was reached")
 
 
 @pytest.mark.parametrize("body", ["torch.empty(100 << 30, dtype=torch.uint8).fill_(1)", "x = bytearray(100 << 30)"])
@@ -107,7 +113,8 @@ def test_a_stop_while_a_job_runs_leaves_no_process_behind(executor, tmp_path, re
     """Ctrl-C arrives in the waiting driver; the child is gone before the exception is out."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell has it ignored
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
-    threading.Timer(8.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    assert isinstance(executor.run(job(tmp_path, GOOD)), Done)  # a warm child, so that the stop meets the job
+    threading.Timer(2.0, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         executor.run(job(tmp_path, build("time.sleep(600)")))
     assert executor._warm is None

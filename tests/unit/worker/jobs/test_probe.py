@@ -8,16 +8,20 @@ import torch
 
 from petra_deploy.core.job import Probe
 from petra_deploy.core.store import Store
+from petra_deploy.testing.case import case
 from petra_deploy.testing.inline import Inline
 from petra_deploy.worker.jobs import probe
 from petra_deploy.worker.jobs.probe import Shrinker, damage, divergence
-from tests.models import CASES
+from tests.models import CASES, ResNet
+
+RESIDUAL = case("residual", lambda: ResNet(blocks=(1, 2)), image=(3, 12, 12))  # every kind of block there is
+PROBED = {"residual": RESIDUAL} | {name: CASES[name] for name in ("torch_encoder", "gru_both_ways", "dicts")}
 
 
-@pytest.mark.parametrize("name", ["resnet", "torch_encoder", "gru_both_ways", "dicts"])
+@pytest.mark.parametrize("name", PROBED)
 def test_every_group_gets_a_finite_damage_and_costs_are_positive(name: str, tmp_path: Path) -> None:
     run = Inline(Store(tmp_path))
-    case = CASES[name]()
+    case = PROBED[name]()
     facts = case.layout()
     found = run.must(Probe(workload=case.workload(run.store), layout=facts))
     assert set(found.sensitivity) == {f"{g.kind}/{g.name}" for g in facts.groups}
@@ -27,13 +31,16 @@ def test_every_group_gets_a_finite_damage_and_costs_are_positive(name: str, tmp_
     assert found.train_seconds_per_row > 0
 
 
-def test_a_group_that_does_nothing_has_no_damage_and_others_have(tmp_path: Path) -> None:
+def test_a_group_that_does_nothing_has_no_damage_and_others_have() -> None:
     case = CASES["mobilenet"]()
     with torch.no_grad():  # this residual block adds zero
         case.module.blocks[2].body[7].weight.zero_()
         case.module.blocks[2].body[7].bias.zero_()
-    run = Inline(Store(tmp_path))
-    found = run.must(Probe(workload=case.workload(run.store), layout=case.layout())).sensitivity
+    model = case.adapter()
+    found = damage(
+        model, case.layout().groups, Shrinker(model, case.tensors(2)), case.samples(), case.signature(),
+        lambda line: None, seconds=600.0,
+    )  # fmt: skip
     assert found["block/blocks.2"] < 1e-9
     assert found["channels/blocks.2.body.0"] < 1e-9
     assert found["block/blocks.0"] > 1e-4

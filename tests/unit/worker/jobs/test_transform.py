@@ -16,6 +16,7 @@ from petra_deploy.core.strategy import Fidelity, Step, Strategy
 from petra_deploy.core.workload import Workload
 from petra_deploy.testing.inline import Inline
 from tests.models import CASES
+from tests.unit.worker.techniques.graphs import exported
 
 RECOVER = Step(technique="recover", options={"epochs": 1.0})
 INC = Step(technique="quantize_inc", options={"reduce_range": True})
@@ -117,8 +118,8 @@ def test_unknown_techniques_and_options_are_named(run: Inline, workload: Workloa
 
 def _as_graph(run: Inline, workload: Workload) -> Workload:
     """The same model as if it had come as an ONNX file."""
-    exported = run.must(Transform(workload=workload, strategy=Strategy()))
-    return dataclasses.replace(workload, model=exported.key, form="onnx", train=None)
+    key = run.store.add(lambda folder: exported(CASES["cnn"](), folder).rename(folder / "model.onnx"))
+    return dataclasses.replace(workload, model=key, form="onnx", train=None)
 
 
 def _answers(run: Inline, graph: Graph, workload: Workload) -> np.ndarray:
