@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from petra_deploy.api import Result, apply, inspect, optimize
+    from petra_deploy.api import Result, apply, bench, build, inspect, optimize
     from petra_deploy.core.errors import PetraError
     from petra_deploy.core.strategy import Step, Strategy
     from petra_deploy.driver.bundle.manifest import Manifest
@@ -25,12 +25,12 @@ __version__ = "0.1.0"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported, and by every child
 
 __all__ = [
-    "Bundle", "Manifest", "PetraError", "Result", "Step", "Strategy", "__version__", "apply", "inspect",
-    "load_bundle", "optimize", "verify",
+    "Bundle", "Manifest", "PetraError", "Result", "Step", "Strategy", "__version__", "apply", "bench", "build",
+    "inspect", "load_bundle", "optimize", "verify",
 ]  # fmt: skip
 
 _HOMES = {
-    "optimize": "api", "apply": "api", "inspect": "api", "Result": "api",
+    "optimize": "api", "apply": "api", "bench": "api", "build": "api", "inspect": "api", "Result": "api",
     "load_bundle": "runtime", "Bundle": "runtime", "verify": "driver.bundle.verify",
     "Manifest": "driver.bundle.manifest", "Strategy": "core.strategy", "Step": "core.strategy",
     "PetraError": "core.errors",

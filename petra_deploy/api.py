@@ -36,8 +36,9 @@ from petra_deploy.core.folder import open_run
 from petra_deploy.core.job import Inspect
 from petra_deploy.core.outcome import Budget, Front, Goal, Outcome
 from petra_deploy.core.plan import Inspected
-from petra_deploy.core.request import Request
+from petra_deploy.core.request import Request, parse_duration
 from petra_deploy.core.workload import Loaded, LoadOptions
+from petra_deploy.driver import finish as _finish
 from petra_deploy.driver import optimize as _optimize
 from petra_deploy.driver import reapply as _reapply
 from petra_deploy.driver.bundle import recipe as recipes
@@ -200,6 +201,42 @@ def apply(
             return _result(_reapply.apply(Path(strategy), request, run, on_event))
 
 
+def bench(
+    run: str | Path,
+    *,
+    target: str = "",
+    runtime: str = "",
+    remote: str | None = None,
+    remote_python: str | None = None,
+    time: float | str = 600.0,
+    on_event: OnEvent = silent,
+) -> Result:
+    """Finish a predicted run on its target: measure the front there, choose again, keep the predictions' errors.
+
+    `run` is the run's --out folder, here or copied to the target; `time` is in seconds, or text.
+
+    Raises BadInput where it holds no predicted front, TargetAbsent where the target is not here, NotMet where
+    nothing of the front is better than the baseline there.
+    """
+    name, there = place(target, remote, remote_python) if target or remote else ("", None)
+    asked = _finish.Finish(target=name, runtime=runtime, remote=there, seconds=parse_duration(time))
+    with open_run(Path(run), True) as folder:
+        return _result(_finish.finish(folder, asked, on_event))
+
+
+def build(
+    bundle: str | Path, *, target: str = "", runtime: str = "", time: float | str = 600.0, on_event: OnEvent = silent
+) -> Manifest:
+    """Build the engine of a bundle for this machine and put it in; the bundle's figures stay.
+
+    Raises TargetAbsent where the bundle's target is not here, MissingExtra where its runtime is not installed,
+    NotMet where the engine does not compute what the bundle's file says.
+    """
+    asked = _finish.Finish(target=target, runtime=runtime, seconds=parse_duration(time))
+    with tempfile.TemporaryDirectory(prefix="petra-build-") as logs:
+        return _finish.build(Path(bundle), asked, Path(logs), on_event)
+
+
 def inspect(
     model: Any = None,
     *,
@@ -240,4 +277,4 @@ def _result(finished: Finished) -> Result:
     return Result(finished.bundle, finished.front, finished.trials, finished.manifest, finished.out)
 
 
-__all__ = ["Inspection", "Result", "apply", "inspect", "load_bundle", "optimize"]
+__all__ = ["Inspection", "Result", "apply", "bench", "build", "inspect", "load_bundle", "optimize"]

@@ -20,7 +20,7 @@ from petra_deploy.core import cpus, machine, registry
 from petra_deploy.core.errors import BadInput, Problem, of_kind
 from petra_deploy.core.extension import Runner
 from petra_deploy.core.workload import TensorSpec
-from petra_deploy.driver.bundle.manifest import Manifest
+from petra_deploy.driver.bundle.manifest import Manifest, RuntimeFacts
 from petra_deploy.driver.bundle.verify import verify
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -38,12 +38,28 @@ def load_bundle(path: "str | os.PathLike[str]") -> "Bundle":
     doubt = cpus.doubt(manifest.holds_on, machine.instructions(), certified=manifest.certified is not None)
     if doubt:
         warnings.warn(doubt, stacklevel=2)
-    backend = registry.find("backend", manifest.runtime.name)
+    serving = _serving(manifest)
+    backend = registry.find("backend", serving.name)
     try:
-        runner = backend.open(folder, manifest.runtime.settings)
+        runner = backend.open(folder, serving.settings)
     except Problem as problem:
         raise of_kind(problem.kind)(f"{folder} cannot be opened: {problem.reason}", problem.hint) from problem
     return Bundle(folder, manifest, runner)
+
+
+def _serving(manifest: Manifest) -> RuntimeFacts:
+    """The runtime that it was measured with. Where the latency was predicted: on the target the target's own, which
+    builds its engine at this first load; elsewhere the processor, with a warning.
+    """
+    target = manifest.target
+    if target.device == "cpu" or manifest.runtime.settings.get("provider", "cpu") != "cpu":
+        return manifest.runtime
+    if manifest.runtime.name != "onnxruntime":
+        return manifest.runtime
+    if machine.cuda_devices():
+        return RuntimeFacts(name=target.runtime)
+    warnings.warn(f"this bundle is for {target.name}, which is not here: it runs on the processor", stacklevel=3)
+    return manifest.runtime
 
 
 class Bundle:

@@ -99,6 +99,21 @@ judgement = _together(
                  help="Where training runs. Example: --device cpu"),
 )  # fmt: skip
 
+here = _together(
+    click.option("--target", default="", metavar="NAME|FILE.toml",
+                 help="In place of the one that it was made for. Example: --target t4"),
+    click.option("--runtime", default="", metavar="NAME",
+                 help="One of the target's runtimes  [default: its own]. Example: --runtime onnxruntime"),
+)  # fmt: skip
+
+elsewhere = _together(
+    here,
+    click.option("--remote", metavar="[USER@]HOST[:PORT]",
+                 help="The machine that has the target, over ssh (docs/remote.md). Example: --remote me@box"),
+    click.option("--remote-python", metavar="PATH",
+                 help="The Python there  [default: python3]. Example: --remote-python /opt/venv/bin/python"),
+)  # fmt: skip
+
 out = click.option("--out", type=PATH, metavar="FOLDER",
                    help="Where everything goes [default: petra-out/<model name>]. Example: --out runs/net")  # fmt: skip
 

@@ -8,6 +8,7 @@ run.json            the request          trials/0003/      strategy.json, outcom
 study.db            Optuna's storage     logs/             one file a job
 front.json          the front            baseline/         model.onnx, what ratios refer to
 lock                the running pid      bundle/           what ships
+                                         front/            finalists of a predicted run, a bundle each
 """
 
 import contextlib
@@ -24,7 +25,7 @@ from petra_deploy.core.errors import BadInput, OutOfDisk
 from petra_deploy.core.outcome import Outcome
 from petra_deploy.core.request import Request, differences
 
-_OURS = ("run.json", "study.db", "front.json", "trials", "logs", "baseline", "bundle")
+_OURS = ("run.json", "study.db", "front.json", "trials", "logs", "baseline", "bundle", "front")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # nothing else would get through either
 
 
@@ -57,6 +58,10 @@ class RunFolder:
     @property
     def bundle(self) -> Path:
         return self.path / "bundle"
+
+    def finalist(self, key: str) -> Path:
+        """The bundle of a finalist whose latency was predicted, by its engine's key; not made here."""
+        return self.path / "front" / key[:16]
 
     def trial(self, number: int) -> Path:
         """The folder of a trial, made when it is not there."""

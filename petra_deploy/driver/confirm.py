@@ -15,9 +15,9 @@ from dataclasses import replace
 from petra_deploy.core.errors import OutOfDisk
 from petra_deploy.core.job import Limits, Measure
 from petra_deploy.core.outcome import Failed, Figure, Front, Goal, Measurement, Outcome
-from petra_deploy.core.strategy import Fidelity
+from petra_deploy.core.strategy import FULL, Fidelity, Step, Strategy
 from petra_deploy.core.workload import SealedSplit
-from petra_deploy.driver.evaluate import Case, score_job, time_job
+from petra_deploy.driver.evaluate import Case, evaluate, score_job, time_job
 from petra_deploy.driver.search import choose
 from petra_deploy.driver.session import Session
 
@@ -29,17 +29,27 @@ _CALLS = 82  # in each of the fewest rounds, the first of a run among them, are 
 
 
 def confirm(
-    finalists: Sequence[Outcome], goal: Goal, case: Case, baseline: Outcome, sealed: SealedSplit, session: Session
+    finalists: Sequence[Outcome],
+    goal: Goal,
+    case: Case,
+    baseline: Outcome,
+    sealed: SealedSplit | None,
+    session: Session,
 ) -> Front:
-    """The finalists with their final figures, in order; `best` is the one that ships, if any."""
+    """The finalists with their final figures, in order; `best` is the one that ships, if any.
+
+    Without `sealed` the finalists have been judged on it before, on a machine that had it.
+    """
     if case.baseline is None:
         raise ValueError("finalists are confirmed against a baseline")
     limits = Limits(seconds=max(session.left(), 0.15 * session.seconds, 60.0))
     if case.place.predicted:
         measured = [_predicted(outcome, case, limits, session) for outcome in finalists]
     else:
-        measured = _in_turns(list(finalists), case, baseline, limits, session)
+        measured = over_half(_in_turns(list(finalists), case, baseline, limits, session))
     order = sorted(measured, key=lambda o: -choose.gain(o, goal, case.baseline.bytes if case.baseline else 1))
+    if sealed is None:
+        return _chosen(order, goal, case.baseline.bytes)
     reference = session.run(score_job(case.baseline, case, sealed.split, "test", None, limits))
     if isinstance(reference, Failed):
         return Front(
@@ -141,6 +151,58 @@ def _at_least(figures: Sequence[Figure], halves: Sequence[float]) -> tuple[Figur
         else f
         for f, half in zip(figures, halves, strict=True)
     )
+
+
+def with_half(
+    finalists: Sequence[Outcome], outcomes: Sequence[Outcome], case: Case, session: Session
+) -> tuple[Outcome, ...]:
+    """The finalists, and on a GPU the model as it came in FP16: what would be served there without us."""
+    if case.place.target.device != "cuda" or "fp16" not in case.place.target.precisions:
+        return tuple(finalists)
+    if any(in_half(o.strategy) for o in finalists):
+        return tuple(finalists)
+    known = next((o for o in outcomes if o.ok and in_half(o.strategy)), None)
+    if known is None:
+        strategy = Strategy(steps=(Step(technique="half"),), seed=case.seed)
+        known = evaluate(strategy, FULL, case, session.run, Limits(seconds=max(session.left(), 60.0)))
+    if known.failed:
+        session.say(f"there is no baseline in FP16 to compare with: {known.failed}", "warning")
+        return tuple(finalists)
+    return (*finalists, known)
+
+
+def over_half(measured: Sequence[Outcome]) -> list[Outcome]:
+    """Each with its speedup over the model as it came in FP16, where that is among them.
+
+    Both speedups are over the one baseline in FP32, measured in turns, so their ratio is the one over FP16.
+    """
+    matched = next((o.measurement for o in measured if o.ok and in_half(o.strategy)), None)
+    if matched is None:
+        return list(measured)
+    return [
+        replace(
+            o,
+            measurement=replace(
+                o.measurement,
+                over_half=tuple(_ratio(a, b) for a, b in zip(o.measurement.speedups, matched.speedups, strict=True)),
+            ),
+        )
+        if o.ok and o.measurement is not None
+        else o
+        for o in measured
+    ]
+
+
+def in_half(strategy: Strategy) -> bool:
+    """Whether it does nothing but cast to FP16."""
+    return [step.technique for step in strategy.steps] == ["half"] and not strategy.backend
+
+
+def _ratio(over: Figure, under: Figure) -> Figure:
+    """Of two ratios; their log half-widths add in quadrature."""
+    value = over.known() / under.known()
+    spread = math.exp(math.hypot(_pooled([over]), _pooled([under])))
+    return replace(over, value=value, low=value / spread, high=value * spread)
 
 
 def _predicted(outcome: Outcome, case: Case, limits: Limits, session: Session) -> Outcome:

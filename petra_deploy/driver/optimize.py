@@ -25,7 +25,7 @@ from petra_deploy.core.workload import Loaded
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.certify import certified, refuse_elsewhere
-from petra_deploy.driver.confirm import ROUNDS, confirm, round_seconds
+from petra_deploy.driver.confirm import ROUNDS, confirm, round_seconds, with_half
 from petra_deploy.driver.evaluate import Case, evaluate
 from petra_deploy.driver.place import Place, find
 from petra_deploy.driver.plan import make_plan
@@ -76,6 +76,7 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
         )
         size = baseline.engine.bytes if baseline.engine else 1
         finalists = choose.finalists(outcomes, request.goal, size)
+        finalists = with_half(finalists, outcomes, case, session)
         finalists = with_variants(finalists, request.goal, case, baseline, session)
         front = confirm(finalists, request.goal, case, baseline, loaded.sealed, session)
         front = choose.with_front(front, outcomes, request.goal, size)
@@ -256,6 +257,7 @@ def package(
 ) -> Finished:
     """Write the final bundle, or keep the nearest and say why there is none."""
     files.write_json(folder.front, front)
+    keep_front(front, len(outcomes), folder, session, ship)
     chosen = front.chosen
     if chosen is None:
         nearest = min((o for o in front.outcomes if o.ok and o.test), key=choose.test_drop, default=None)
@@ -273,6 +275,17 @@ def package(
         shipment = certified(shipment, session)
     manifest = bundle.write(folder.bundle, shipment, session.store)
     return Finished(front=front, trials=outcomes, out=folder.path, manifest=manifest, bundle=folder.bundle)
+
+
+def keep_front(
+    front: Front, considered: int, folder: RunFolder, session: Session, ship: "partial[bundle.Shipment]"
+) -> None:
+    """A bundle of each finalist that was predicted: on the target, `bench` measures them (driver/finish.py)."""
+    shutil.rmtree(folder.path / "front", ignore_errors=True)
+    for outcome in front.outcomes:
+        predicted = outcome.measurement is not None and outcome.measurement.speedup.origin == "predicted"
+        if predicted and outcome.ok and outcome.test and outcome.engine:
+            bundle.write(folder.finalist(outcome.engine.key), ship(outcome, considered), session.store)
 
 
 @contextlib.contextmanager

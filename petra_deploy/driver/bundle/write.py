@@ -127,8 +127,8 @@ def _engine(outcome: Outcome) -> Engine:
 def _manifest(shipment: Shipment, store: Store, notes: tuple[str, ...]) -> m.Manifest:
     engine, measured, workload, target = shipment.engine, shipment.measurement, shipment.workload, shipment.target
     speedups = [figure.value for figure in measured.speedups]
-    baseline = _side(BASELINE, _engine(shipment.baseline), measured.baseline, speedups, store)
-    candidate = _side(MODEL, engine, measured.candidate, speedups, store)
+    baseline = side(BASELINE, _engine(shipment.baseline), measured.baseline, speedups, store)
+    candidate = side(MODEL, engine, measured.candidate, speedups, store)
     return m.Manifest(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         target=m.TargetFacts(
@@ -157,7 +157,7 @@ def _manifest(shipment: Shipment, store: Store, notes: tuple[str, ...]) -> m.Man
         candidates_considered=shipment.considered,
         runtime=m.RuntimeFacts(name=engine.backend, settings=engine.settings),
         example_inputs=_example_inputs(workload.calibration, store),
-        versions=_versions(engine),
+        versions=versions_of(engine),
         machine=measured.machine,
         seed=shipment.seed,
         notes=tuple(dict.fromkeys((*notes, *measured.warnings))),
@@ -176,7 +176,7 @@ def _holds_on(shipment: Shipment) -> tuple[str, ...]:
     return cpus.alike(cpus.kind(instructions if isinstance(instructions, list | tuple) else ()))
 
 
-def _side(file: str, engine: Engine, latencies: tuple[Latency, ...], speedups: list[float | None],
+def side(file: str, engine: Engine, latencies: tuple[Latency, ...], speedups: list[float | None],
           store: Store) -> m.Side:  # fmt: skip
     by_batch = tuple(
         m.AtBatch(
@@ -196,6 +196,17 @@ def _side(file: str, engine: Engine, latencies: tuple[Latency, ...], speedups: l
         throughput_per_s=max(rates, default=None),
         by_batch=by_batch,
     )
+
+
+def metric_facts(score: Score, before: m.MetricFacts) -> m.MetricFacts:
+    """What another engine of the same file scored on the same split."""
+    if score.drop is None:
+        return before
+    return replace(
+        before, split=score.split, n=score.n, candidate=score.value, drop_points=score.drop.known(),
+        baseline=before.baseline if score.baseline is None else score.baseline, low=score.drop.low,
+        high=score.drop.high, origin=score.drop.origin,
+    )  # fmt: skip
 
 
 def _metric(shipment: Shipment) -> m.MetricFacts:
@@ -232,7 +243,7 @@ def _recipe(shipment: Shipment) -> Recipe:
             drop=shipment.score.drop,
             size_ratio=round(_engine(shipment.baseline).bytes / shipment.engine.bytes, 4),
         ),
-        versions=_versions(shipment.engine),
+        versions=versions_of(shipment.engine),
     )
 
 
@@ -247,5 +258,5 @@ def _example_inputs(split: Split, store: Store) -> dict[str, m.ExampleInput]:
     }
 
 
-def _versions(engine: Engine) -> dict[str, str]:
+def versions_of(engine: Engine) -> dict[str, str]:
     return {**versions(), **engine.versions, "petra-deploy": __version__, "python": platform.python_version()}

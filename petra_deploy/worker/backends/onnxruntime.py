@@ -29,6 +29,7 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.core.outcome import Engine, Graph
 from petra_deploy.core.plan import Knob
 from petra_deploy.core.target import Target
+from petra_deploy.core.workload import Signature
 from petra_deploy.worker.backends import _doors
 from petra_deploy.worker.backends import _ort_device as device
 
@@ -51,7 +52,7 @@ class Settings(Data):
     allow_spinning: bool = False
     arena: bool = True  # keep memory between calls
     provider: Literal["cpu", "cuda", "tensorrt"] | None = None  # None: by the target's device
-    cuda_graph: Literal["off", "on"] = "off"  # capture a call once a shape and replay it: for many small kernels
+    cuda_graph: Literal["auto", "on", "off"] = "auto"  # capture a call once a shape, replay it; auto: where it can be
     channels: Literal["first", "last"] = "first"  # of convolutions; a GPU's matrix units want them last in FP16
 
     def disabled(self) -> list[str]:
@@ -81,7 +82,12 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
     resolved = asdict(wanted) | {"threads": wanted.threads or target.threads}
     resolved["disabled_optimizers"] = wanted.disabled()
     resolved["provider"] = wanted.provider or target.device
+    resolved["cuda_graph"] = "off" if resolved["provider"] == "cpu" else wanted.cuda_graph
     shutil.copyfile(model, folder / "model.onnx")
+    facts: dict[str, object] = {}
+    if resolved["cuda_graph"] == "auto":
+        facts["cuda_graph"] = why = _no_capture(folder / "model.onnx", resolved, graph.signature)
+        resolved["cuda_graph"] = "off" if why else "on"
     with tempfile.TemporaryDirectory() as scratch:
         optimized = Path(scratch) / "optimized.onnx"
         with Session(folder / "model.onnx", resolved, optimized=optimized) as runner:
@@ -89,7 +95,7 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
             _doors.tried(runner.run, graph.signature, runner.inputs)
         operators = _operators(optimized)
         may_saturate = _may_saturate(optimized, operators)
-    facts: dict[str, object] = {"operators": operators, "may_saturate": may_saturate}
+    facts |= {"operators": operators, "may_saturate": may_saturate}
     if resolved["provider"] != "cpu":
         facts["nodes"] = device.nodes_by_provider(folder / "model.onnx", _options(wanted, None), resolved,
                                                   _doors.examples(graph.signature, 1))  # fmt: skip
@@ -148,6 +154,16 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _no_capture(model: Path, settings: Mapping[str, object], signature: Signature) -> str:
+    """Why a call cannot be captured as a CUDA graph; empty where it can."""
+    try:
+        with Session(model, {**settings, "cuda_graph": "on"}) as runner:
+            _doors.tried(runner.run, signature, runner.inputs)
+    except Problem as problem:
+        return problem.reason
+    return ""
 
 
 def _options(settings: Settings, optimized: Path | None) -> Any:
