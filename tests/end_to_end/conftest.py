@@ -47,7 +47,7 @@ class Ran:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder with net.py, model.pt and data.npz, and the command run in it."""
+    """A folder with net.py, model.pt, data.npz and parts of its rows, and the command run in it."""
 
     folder: Path
 
@@ -102,17 +102,21 @@ def place(tmp_path_factory) -> Place:
     digits = load_digits()
     x, y = (digits.images[:, None] / 16).astype(np.float32), digits.target.astype(np.int64)
     np.savez(folder / "data.npz", image=x, labels=y)
+    for name, rows in (("few", slice(200)), ("selection", slice(1000, 1400)), ("test", slice(1400, None))):
+        np.savez(folder / f"{name}.npz", image=x[rows], labels=y[rows])
     torch.save(train(network(folder), x[:1000], y[:1000]).state_dict(), folder / "model.pt")
     torch.save(train(network(folder), x[:1000], y[:1000], seed=1).state_dict(), folder / "retrained.pt")
     return Place(folder)
 
 
 ARGUMENTS = ("model.pt", "--model", "net.py:build", "--data", "data.npz")
+APART = ("--train", "few.npz", "--selection", "selection.npz", "--test", "test.npz")
+BRIEFLY = (*ARGUMENTS[:3], *APART)  # so few rows to train on that however much time there is, training is short
 
 
 @pytest.fixture(scope="session")
 def optimized(place) -> Ran:
     """One finished run in `first/`, shared by all tests that look at a bundle."""
-    done = place.petra("optimize", *ARGUMENTS, "--trials", 3, "--time", "90s", "--out", "first", "--json")
+    done = place.petra("optimize", *ARGUMENTS, "--trials", 2, "--time", "90s", "--out", "first", "--json")
     assert done.code == 0, done.err
     return done

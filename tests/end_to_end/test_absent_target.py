@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 
 from petra_deploy.core import machine
-from tests.end_to_end.conftest import ARGUMENTS
+from tests.end_to_end.conftest import ARGUMENTS, BRIEFLY
 
 pytestmark = pytest.mark.skipif(bool(machine.cuda_devices()), reason="this machine has a CUDA device")
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(machine.cuda_devices()), reason="this machi
 def predicted(place):
     done = place.petra(
         "optimize",
-        *ARGUMENTS,
+        *BRIEFLY,
         "--target",
         "t4",
         "--objective",
@@ -24,7 +24,7 @@ def predicted(place):
         "--trials",
         3,
         "--time",
-        "90s",
+        "3m",
         "--out",
         "run-t4",
     )  # so small a network is not faster on any GPU, but smaller
@@ -60,10 +60,10 @@ def test_the_file_that_ships_has_the_metric_of_the_manifest(place, predicted):
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(str(bundle / "model.onnx"), options, providers=["CPUExecutionProvider"])
-    with np.load(place.folder / "data.npz") as data:
+    with np.load(place.folder / "test.npz") as data:
         x, y = data["image"], data["labels"]
     (output,) = session.run(None, {"image": x})
-    assert (output.argmax(1) == y).mean() == pytest.approx(said["metric"]["candidate"], abs=0.03)
+    assert (output.argmax(1) == y).mean() == pytest.approx(said["metric"]["candidate"], abs=0.006)  # two rows of 397
     assert place.petra("verify", "run-t4/bundle").code == 0
 
 

@@ -1,16 +1,12 @@
 import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-import pytest
 from jsonschema import validate
 
 from tests.end_to_end.conftest import ARGUMENTS
@@ -35,7 +31,7 @@ def test_the_manifest_says_what_was_measured_and_on_which_rows(optimized):
     assert said["metric"]["low"] <= said["metric"]["drop_points"] <= said["metric"]["high"]
     assert said["metric"]["drop_points"] <= 1.0
     assert said["metric"]["n"] == 359
-    assert 1 <= said["candidates_considered"] <= 3  # fewer on a machine so slow that the time is used up
+    assert 1 <= said["candidates_considered"] <= 2  # fewer on a machine so slow that the time is used up
 
 
 def test_every_file_of_the_bundle_has_its_hash(place, optimized):
@@ -69,7 +65,8 @@ def test_the_example_runs_with_onnxruntime_and_numpy_alone(place, optimized):
 
 
 def test_nothing_is_left_outside_out_and_the_cache(place, optimized):
-    known = {"net.py", "model.pt", "retrained.pt", "data.npz", "first", "cache", "__pycache__"}
+    known = {"net.py", "model.pt", "retrained.pt", *(f"{name}.npz" for name in ("data", "few", "selection", "test"))}
+    known |= {"first", "cache", "__pycache__"}
     assert {"first", "cache"} <= {p.name for p in place.folder.iterdir()}
     made = {p.name for p in place.folder.iterdir()} - known
     assert not {name for name in made if not name.startswith("run")}, made
@@ -85,7 +82,17 @@ def test_the_recipe_holds_on_the_same_and_on_a_retrained_model(place, optimized)
     recipe = "first/bundle/strategy.json"
     for number, model in enumerate(("model.pt", "retrained.pt")):
         done = place.petra(
-            "apply", recipe, model, *ARGUMENTS[1:], "--max-drop", 5, "--out", f"run-apply-{number}", "--json"
+            "apply",
+            recipe,
+            model,
+            *ARGUMENTS[1:],
+            "--max-drop",
+            5,
+            "--batch",
+            1,
+            "--out",
+            f"run-apply-{number}",
+            "--json",
         )
         assert done.code in (0, 1), done.err
         if done.code == 0:
@@ -110,43 +117,10 @@ def test_the_recipe_refuses_another_architecture(place, optimized):
     assert "architecture" in done.err
 
 
-@pytest.fixture
-def running(place, request):
-    """A run with two trials behind it, and its folder."""
-    out = place.folder / f"run-{request.node.callspec.id}"
-    first = place.start("optimize", *ARGUMENTS, "--trials", 4, "--time", "10m", "--out", out)
-    deadline = time.monotonic() + 240
-    while len(list(out.glob("trials/*/outcome.json"))) < 2:
-        assert first.poll() is None, first.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    yield out, first
-    if first.poll() is None:
-        first.kill()
-    first.wait()
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
-def test_a_stop_and_resume_lose_and_repeat_nothing(place, running, how):
-    out, first = running
-    second = place.petra("optimize", *ARGUMENTS, "--out", out)
-    assert (second.code, str(first.pid) in second.err) == (2, True), second.err
-    os.kill(first.pid, how)
-    assert first.wait() == (130 if how == signal.SIGINT else -9)
-    if (out / "bundle").exists():
-        assert place.petra("verify", out / "bundle").code == 0
-    before = {p: p.read_bytes() for p in out.glob("trials/*/*.json")}
-    done = place.petra("optimize", *ARGUMENTS, "--out", out, "--resume", "--json")
-    assert done.code == 0, done.err
-    assert done.json["candidates_considered"] == 4
-    assert {p: p.read_bytes() for p in before} == before
-    recipes = [p.read_text() for p in out.glob("trials/*/strategy.json")]
-    assert len(recipes) == len(set(recipes)) == 4
-
-
 def test_an_onnx_model_is_quantized_and_the_run_says_what_is_not_possible(place, optimized):
     source = place.folder / "first/baseline/model.onnx"
-    done = place.petra("optimize", source, "--data", "data.npz", "--trials", 2, "--time", "60s", "--out", "run-onnx")
+    done = place.petra("optimize", source, "--data", "data.npz", "--batch", 1, "--trials", 1, "--time", "60s",
+                       "--out", "run-onnx")  # fmt: skip
     assert done.code in (0, 1), done.err
     assert "prune is not available" in done.err
     assert "ONNX" in done.err or ".onnx" in done.err

@@ -70,9 +70,10 @@ def test_a_damaged_model_answers_like_the_original_again(name: str, tmp_path: Pa
     assert applied.facts["steps"] == 64
 
 
-def test_labels_are_learnt_where_the_original_says_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("metric", [SPECS["accuracy"], MetricSpec(name="metric.py:wrong", higher_is_better=False)])
+def test_labels_are_learnt_where_the_original_says_nothing(metric: MetricSpec, tmp_path: Path) -> None:
     case = CASES["mlp"]()
-    tools = tools_for(case, tmp_path, labels=True)
+    tools = tools_for(case, tmp_path, labels=True, metric=metric)
     model = recover.apply(damaged(case), recover.Options(epochs=15, distil=0, labels=1), tools).model
     assert tools.train is not None
     with torch.no_grad():
