@@ -5,13 +5,16 @@
 Needs a CUDA device and a runtime for it (`onnxruntime-gpu`, `tensorrt` or `tensorrt-rtx`; one after the other
 where `--runtime` names several). For each example: train it, `petra-deploy optimize` it, then build the model as it
 came in FP32, FP16, BF16 and INT8, time each engine against FP32 in the same runtime (rounds, wall clock, copies to
-and from the device in it), and the device alone by CUDA events. The profile has date, driver and versions; what
-failed stands in it with its reason.
+and from the device in it), and the device alone by CUDA events. With `--predict 90s` an optimize that must not see
+the device comes first, and `petra-deploy bench` finishes it: what was predicted beside what was measured. The profile
+has date, driver and versions; what failed stands in it with its reason.
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -24,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from petra_deploy.core import files, machine, registry
+from petra_deploy.core import files, ledger, machine, registry
 from petra_deploy.core.job import Build, Limits, Measure, Scored, Transform
 from petra_deploy.core.outcome import Engine, Failed, Figure
 from petra_deploy.core.request import Request
@@ -50,6 +53,15 @@ PRECISIONS = {
     "bf16": (Step(technique="half", options={"dtype": "bf16"}),),
     "int8": (INT8, Step(technique="half")),
 }
+SETTINGS: dict[str, tuple[dict[str, object], ...]] = {
+    "onnxruntime": (
+        {"cuda_graph": "off", "channels": "first"},
+        {"cuda_graph": "auto", "channels": "first"},
+        {"cuda_graph": "auto", "channels": "last"},
+    ),
+    "tensorrt": ({"cuda_graph": "off"}, {"cuda_graph": "auto"}),
+    "tensorrt_rtx": ({"cuda_graph": "off"}, {"cuda_graph": "auto"}),
+}
 BATCHES = (1, 16)
 ROUNDS = 3
 CALLS = 200
@@ -68,19 +80,24 @@ def main() -> int:
         "device": files.plain([vars(device) for device in machine.cuda_devices()]),
         "driver": driver(),
         "machine": machine.fingerprint() | {"versions": machine.versions(PACKAGES)},
-        "examples": {},
     }
     for name in asked.examples.split(","):
         out = Path(asked.out) / name
         example = ROOT / "examples" / name
         seconds = timed(lambda example=example: train(example))
         entry: dict[str, Any] = {"train_seconds": round(seconds, 1), "optimize": {}, "engines": []}
-        profile["examples"][name] = entry
+        profile |= {"example": name, "result": entry}
         for runtime in asked.runtime.split(","):
             folder = out.with_name(f"{name}-{runtime}")
+            if asked.predict:
+                apart = out.with_name(f"{name}-{runtime}-predicted")
+                entry["predicted"] = guarded(predicted, example, apart, asked.target, target, runtime, asked.predict)
+                save(profile, asked.save, name)
             entry["optimize"][runtime] = guarded(optimize, example, folder, asked.target, target, runtime, asked.time)
             if (folder / "loaded.json").exists():
-                entry["engines"] += list(engines(folder, target, runtime))
+                for engine in engines(folder, target, runtime):
+                    entry["engines"].append(engine)
+                    save(profile, asked.save, name)
             save(profile, asked.save, name)
     return 0
 
@@ -90,9 +107,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--target", default="h100")
     parser.add_argument("--runtime", default="onnxruntime", help="one or several, with commas")
     parser.add_argument("--examples", default="digits_cnn,text", help="folders of examples/, with commas")
+    parser.add_argument("--predict", default="", help="of an optimize that must not see the device; empty: none")
     parser.add_argument("--time", default="4m", help="of each optimize")
     parser.add_argument("--out", default="petra-out/gpu", help="where the run folders go")
-    parser.add_argument("--save", default="profiles/h100", help="the folder that gets gpu.json")
+    parser.add_argument("--save", default="profiles/h100", help="the folder that gets gpu-EXAMPLE.json")
     return parser.parse_args()
 
 
@@ -103,25 +121,48 @@ def train(example: Path) -> None:
 
 def optimize(example: Path, out: Path, asked: str, target: Target, runtime: str, budget: str) -> dict[str, Any]:
     """The real command; what it said and the manifest's figures."""
-    module, wanted = f"{example / 'model.py'}:build", [] if runtime == target.runtime else ["--runtime", runtime]
-    command = [
-        sys.executable, "-m", "petra_deploy", "optimize", str(example / "model.pt"), "--model", module,
-        "--data", str(example / "data"), "--target", asked, *wanted, "--max-drop", "1.0",
-        "--time", budget, "--out", str(out), "--require-measured",
+    done = command(*arguments_of(example, out, asked, target, runtime, budget), "--require-measured")
+    return result(done, out)
+
+
+def predicted(example: Path, out: Path, asked: str, target: Target, runtime: str, budget: str) -> dict[str, Any]:
+    """The same without the device, then finished on it."""
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    before = result(command(*arguments_of(example, out, asked, target, runtime, budget), **hidden), out)
+    done = command("bench", str(out), "--target", asked, "--runtime", runtime, "--time", "80s")
+    ledgers = ledger.own(target.name)
+    entries = json.loads(ledgers.read_text())["entries"] if ledgers.exists() else []
+    return {"optimize": before, "bench": result(done, out), "ledger": entries}
+
+
+def arguments_of(example: Path, out: Path, asked: str, target: Target, runtime: str, budget: str) -> list[str]:
+    wanted = [] if runtime == target.runtime else ["--runtime", runtime]
+    return [
+        "optimize", str(example / "model.pt"), "--model", f"{example / 'model.py'}:build", "--data",
+        str(example / "data"), "--target", asked, *wanted, "--max-drop", "1.0", "--time", budget, "--out", str(out),
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    sys.stdout.write(done.stdout[-3000:] + done.stderr[-3000:])
-    result: dict[str, Any] = {"command": ["petra-deploy", *command[3:]], "exit_code": done.returncode}
-    if (out / "bundle" / "manifest.json").exists() and done.returncode == 0:
-        manifest = json.loads((out / "bundle" / "manifest.json").read_text())
-        kept = (
-            "speedup", "speedup_over_fp16", "size_ratio", "metric", "techniques", "runtime", "candidates_considered",
-            "load_ms", "notes", "candidate", "baseline", "versions",
-        )  # fmt: skip
-        result |= {key: manifest.get(key) for key in kept}
-    else:
-        result["said"] = done.stderr[-2000:]
-    return result
+
+
+def command(*given: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "petra_deploy", *given], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    print(f"$ petra-deploy {' '.join(given)}\n{done.stdout[-3000:]}{done.stderr[-3000:]}", flush=True)
+    return done
+
+
+def result(done: subprocess.CompletedProcess[str], out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {"command": ["petra-deploy", *done.args[3:]], "exit_code": done.returncode}
+    path = out / "bundle" / "manifest.json"
+    if done.returncode or not path.exists():
+        return found | {"said": done.stderr[-2000:]}
+    manifest = json.loads(path.read_text())
+    kept = (
+        "speedup", "speedup_over_fp16", "size_ratio", "metric", "techniques", "runtime", "candidates_considered",
+        "load_ms", "notes", "candidate", "baseline", "versions",
+    )  # fmt: skip
+    return found | {key: manifest.get(key) for key in kept}
 
 
 def engines(out: Path, target: Target, runtime: str) -> Iterator[dict[str, Any]]:
@@ -130,16 +171,16 @@ def engines(out: Path, target: Target, runtime: str) -> Iterator[dict[str, Any]]
     request = Request(model=ModelSource(path=str(out)), target=target.name)
     served = replaced(target, runtime)
     with open_session(request, out / "logs-engines", lambda event: None) as session:
-        baseline = built(session, loaded.workload, (), served, {})
+        baseline = built(session, loaded.workload, (), served, {"cuda_graph": "off"})
         if isinstance(baseline, Failed):
             yield {"runtime": runtime, "precision": "fp32", "failed": str(baseline)}
             return
         reference = session.must(scored(baseline, loaded.workload, served, None)).outputs
         for precision, steps in PRECISIONS.items():
-            for graphs in ("off", "on"):
-                entry: dict[str, Any] = {"runtime": runtime, "precision": precision, "cuda_graph": graphs}
+            for settings in SETTINGS[runtime]:
+                entry: dict[str, Any] = {"runtime": runtime, "precision": precision, **settings}
                 start = time.monotonic()
-                engine = built(session, loaded.workload, steps, served, {"cuda_graph": graphs})
+                engine = built(session, loaded.workload, steps, served, dict(settings))
                 entry |= (
                     {"failed": str(engine)}
                     if isinstance(engine, Failed)
@@ -266,11 +307,17 @@ def onnxruntime_ms(model: Path, settings: dict[str, object], feeds: dict[str, np
 
 def driver() -> dict[str, Any]:
     version = ctypes.c_int()
-    ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
-    said = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True
-    )
-    return {"cuda": f"{version.value // 1000}.{version.value % 1000 // 10}", "version": said.stdout.strip()}
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True)
+    except OSError:
+        return {}
+    return {
+        "cuda": f"{version.value // 1000}.{version.value % 1000 // 10}",
+        "version, clocks, power limit": said.stdout.strip(),
+    }
 
 
 def shown(figure: Figure | None) -> Any:
@@ -295,7 +342,7 @@ def timed(function: Any) -> float:
 def save(profile: dict[str, Any], folder: str, name: str) -> None:
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
-    (path / "gpu.json").write_text(json.dumps(profile, indent=1) + "\n")
+    (path / f"gpu-{name}.json").write_text(json.dumps(profile, indent=1) + "\n")
 
 
 if __name__ == "__main__":

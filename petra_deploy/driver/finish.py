@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from petra_deploy.core import files, ledger, machine
-from petra_deploy.core.errors import BadInput, NotMet, from_failure
+from petra_deploy.core.errors import BadInput, NotMet, TargetAbsent, from_failure
 from petra_deploy.core.event import OnEvent
 from petra_deploy.core.folder import RunFolder
 from petra_deploy.core.job import Build, Limits, Measure, Scored
@@ -68,7 +68,7 @@ def finish(folder: RunFolder, asked: Finish, on_event: OnEvent) -> Finished:
     )  # fmt: skip
     with open_session(request, folder.logs, on_event) as session:
         runtime = asked.runtime or request.runtime
-        place = find(request.target, runtime=runtime, require_measured=True, look=session.look)
+        place = _here(request.target, runtime, session)
         manifests = {o.engine.key: verify(entry) for o, entry in _entries(folder, front) if o.engine}
         case, loaded, here = _case(folder, request, place, next(iter(manifests.values())), session)
         session.say(f"building and measuring {len(manifests)} engines and the baseline on {place.target.name}")
@@ -103,7 +103,7 @@ def build(bundle: Path, asked: Finish, logs: Path, on_event: OnEvent) -> Manifes
         remote=asked.remote, budget=Budget(seconds=asked.seconds),
     )  # fmt: skip
     with open_session(request, logs, on_event) as session:
-        place = find(request.target, runtime=asked.runtime, require_measured=True, look=session.look)
+        place = _here(request.target, asked.runtime, session)
         signature = Signature(inputs=manifest.inputs, outputs=manifest.outputs)
         settings = dict(manifest.runtime.settings) if manifest.runtime.name == place.target.runtime else {}
         session.say(f"building for {place.target.name} with {place.target.runtime}")
@@ -113,6 +113,15 @@ def build(bundle: Path, asked: Finish, logs: Path, on_event: OnEvent) -> Manifes
             raise NotMet(f"the engine does not compute what {bundle / 'model.onnx'} says: {why}",
                          "another version of the runtime may; the bundle is as it was")  # fmt: skip
         return update.built(bundle, engine, session.store)
+
+
+def _here(target: str, runtime: str, session: Session) -> Place:
+    """Raises TargetAbsent where the target is not on this machine, nor on the one that was named."""
+    place = find(target, runtime=runtime, look=session.look)
+    if place.predicted:
+        raise TargetAbsent(f"{place.target.name} is not here: it {place.why}",
+                           "run this on a machine that has it, or name one that ssh reaches")  # fmt: skip
+    return place
 
 
 def _predicted_front(folder: RunFolder) -> tuple[Front, Request]:

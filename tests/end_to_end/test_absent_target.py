@@ -1,12 +1,14 @@
 """`--target t4` where there is none: a bundle whose metric is measured and whose latencies are predicted."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import onnxruntime
 import pytest
 
 from petra_deploy.core import machine
+from petra_deploy.core.target import Computing, Moving, Starting
 from tests.end_to_end.conftest import ARGUMENTS, BRIEFLY
 
 pytestmark = pytest.mark.skipif(bool(machine.cuda_devices()), reason="this machine has a CUDA device")
@@ -80,3 +82,64 @@ def test_with_require_measured_it_is_3_and_nothing_is_left(place):
     assert done.code == 3
     assert "--require-measured was given" in done.err
     assert "Traceback" not in done.err
+
+
+FAR = """
+name = "far"
+runtime = "onnxruntime"
+device = "cpu"
+instructions = ["amx"]
+precisions = ["fp32", "int8"]
+channel_step = 16
+"""
+
+
+@pytest.fixture(scope="module")
+def far(place):
+    """A run for a processor that is not here, whose rates are known."""
+    absent = "neon" if "avx2" in machine.instructions() else "avx2"
+    rates = {"attained_gops": (Computing, 90.0), "attained_gb_s": (Moving, 20.0), "operator_us": (Starting, 1.0)}
+    tables = [
+        f"[{table}]\n" + "\n".join(f'"{key}" = {value}' for key in get_args(keys))
+        for table, (keys, value) in rates.items()
+    ]
+    sources = "[sources]\n" + "\n".join(f'{name} = "made up"' for name in ("precisions", "channel_step", *rates))
+    text = FAR.replace("amx", absent) + "\n\n".join([*tables, sources])
+    (place.folder / "far.toml").write_text(text)
+    done = place.petra("optimize", *BRIEFLY, "--target", "far.toml", "--batch", 1, "--trials", 1, "--time", "3m",
+                       "--max-drop", 5, "--objective", "size", "--out", "run-far")  # fmt: skip
+    assert done.code == 0, done.err
+    return done
+
+
+def test_bench_finishes_a_predicted_run_where_the_target_is(place, far):
+    before = json.loads((place.folder / "run-far/bundle/manifest.json").read_text())
+    assert before["speedup"]["origin"] == "predicted"
+    done = place.petra("bench", "run-far", "--target", "far.toml")
+    assert (done.code, "far is not here" in done.err) == (3, True)
+    done = place.petra("bench", "run-far", "--target", "cpu", "--time", "40s", "--json")
+    assert done.code == 0, done.err
+    assert "of " in done.err
+    assert "predictions the latency was off by a factor of" in done.err
+    assert done.json["speedup"]["origin"] == done.json["candidate"]["latency_ms"]["origin"] == "measured"
+    assert done.json["speedup"]["n"] >= 7
+    assert not [note for note in done.json["notes"] if "is predicted" in note]
+    assert done.json["metric"]["split"] == "test"
+    assert place.petra("verify", "run-far/bundle").code == 0
+    ledger = json.loads((place.folder / "cache/profiles/cpu/ledger.json").read_text())
+    mine = [entry for entry in ledger["entries"] if entry["model"] == "model"]
+    assert mine
+    assert all(entry["measured_ms"] > 0 and entry["predicted_ms"] > 0 for entry in mine)
+
+
+def test_build_puts_the_engine_for_this_machine_into_a_bundle(place, far):
+    done = place.petra("build", "run-far/bundle", "--target", "cpu")
+    assert done.code == 0, done.err
+    assert place.petra("verify", "run-far/bundle").code == 0
+    said = json.loads((place.folder / "run-far/bundle/manifest.json").read_text())
+    assert any(note.startswith("the engine was built with onnxruntime on ") for note in said["notes"])
+
+
+def test_build_refuses_a_target_that_is_not_here(place, predicted):
+    done = place.petra("build", "run-t4/bundle")
+    assert (done.code, "t4 is not here" in done.err) == (3, True)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import petra_deploy
-from petra_deploy.core import cpus, machine
+from petra_deploy.core import cpus, files, machine
 from petra_deploy.core.errors import BadInput, MissingExtra, NotMet
 from petra_deploy.core.machine import installed
 from petra_deploy.core.outcome import Certified, OnCpu
 from petra_deploy.core.store import Store
+from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.bundle.write import Shipment, write
 from tests.shipments import make_shipment
 
@@ -108,3 +109,18 @@ def test_a_processor_that_the_manifest_does_not_name_is_warned_of(
     monkeypatch.setattr(machine, "instructions", lambda: ("avx2",))
     with pytest.warns(UserWarning, match=r"not to hold on this processor \(avx2\)"):
         petra_deploy.load_bundle(tmp_path / "bundle").close()
+
+
+def test_a_bundle_for_a_gpu_that_was_not_there_is_served_by_the_gpu_where_there_is_one(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = files.read_json(bundle / "manifest.json", Manifest)
+    t4 = replace(manifest.target, name="t4", runtime="tensorrt", device="cuda")
+    files.write_json(bundle / "manifest.json", replace(manifest, target=t4))
+    monkeypatch.setattr(machine, "cuda_devices", tuple)
+    with pytest.warns(UserWarning, match="for t4, which is not here: it runs on the processor"):
+        petra_deploy.load_bundle(bundle).close()
+    monkeypatch.setattr(machine, "cuda_devices", lambda: (machine.CudaDevice("Tesla T4", "7.5", 1 << 34),))
+    if not installed("tensorrt"):
+        with pytest.raises(MissingExtra, match="TensorRT is not installed"):
+            petra_deploy.load_bundle(bundle)

@@ -12,10 +12,10 @@ from petra_deploy.core.event import silent
 from petra_deploy.core.job import Job, Measure, Scored
 from petra_deploy.core.outcome import Done, Failed, Figure, Front, Goal, Outcome, Score
 from petra_deploy.core.store import Store
-from petra_deploy.core.strategy import Strategy
+from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.core.workload import SealedSplit, Split
 from petra_deploy.driver.bundle.write import Shipment
-from petra_deploy.driver.confirm import ROUNDS, confirm, shared_scatter
+from petra_deploy.driver.confirm import ROUNDS, confirm, over_half, shared_scatter, with_half
 from petra_deploy.driver.evaluate import Case
 from petra_deploy.driver.place import Place
 from petra_deploy.driver.session import Session
@@ -60,13 +60,25 @@ def shipment(store: Store, tmp_path: Path) -> Shipment:
 
 
 def judge(
-    run: Run, shipment: Shipment, store: Store, *, left: float = 600.0, p50: float = 4.0, round_seconds: float = 3.0
+    run: Run,
+    shipment: Shipment,
+    store: Store,
+    *,
+    left: float = 600.0,
+    p50: float = 4.0,
+    round_seconds: float = 3.0,
+    sealed: bool = True,
 ) -> Front:
     outcome = shipment.chosen
     assert outcome.engine
     assert outcome.measurement
     finalists = [
-        replace(outcome, engine=replace(outcome.engine, key=key), strategy=Strategy(seed=index))
+        replace(
+            outcome,
+            engine=replace(outcome.engine, key=key),
+            strategy=Strategy(seed=index),
+            test=None if sealed else shipment.test,
+        )
         for index, key in enumerate(run.speedups)
     ]
     hot = replace(outcome.measurement.candidate[0], p50=ms(p50))
@@ -83,7 +95,8 @@ def judge(
     session = Session(
         store=store, run=run, on_event=silent, started=time.monotonic(), seconds=left, jailed=lambda: None
     )  # fmt: skip
-    return confirm(finalists, Goal(max_drop=1.0), case, baseline, SealedSplit(split=split), session)
+    hidden = SealedSplit(split=split) if sealed else None
+    return confirm(finalists, Goal(max_drop=1.0), case, baseline, hidden, session)
 
 
 def test_the_fastest_that_holds_on_the_test_split_ships(shipment: Shipment, store: Store) -> None:
@@ -156,3 +169,49 @@ def test_a_slow_engine_runs_long_enough_for_a_p99_where_the_time_allows(shipment
         for job in run.measured:
             assert job.seconds == pytest.approx(seconds)
             assert job.batches == (1, 16)
+
+
+HALF = Strategy(steps=(Step(technique="half"),))
+
+
+def measured(shipment: Shipment, strategy: Strategy, value: float, low: float, high: float) -> Outcome:
+    found = shipment.chosen.measurement
+    assert found
+    figure = Figure(value=value, unit="ratio", low=low, high=high, n=9)
+    return replace(shipment.chosen, strategy=strategy, measurement=replace(found, speedups=(figure,)))
+
+
+def test_the_speedup_over_fp16_is_the_ratio_of_two_that_were_measured_in_turns(shipment: Shipment) -> None:
+    pruned = measured(shipment, shipment.chosen.strategy, 12.0, 10.0, 14.4)
+    half = measured(shipment, HALF, 3.0, 2.5, 3.6)
+    first, second = over_half([pruned, half])
+    assert first.measurement
+    assert second.measurement
+    (figure,) = first.measurement.over_half
+    assert figure.value == pytest.approx(4.0)
+    assert figure.high == pytest.approx(4.0 * math.exp(math.hypot(math.log(1.2), math.log(1.2))))
+    assert second.measurement.over_half[0].value == pytest.approx(1.0)
+    (alone,) = over_half([pruned])
+    assert alone.measurement
+    assert alone.measurement.over_half == ()
+
+
+def test_on_a_gpu_the_model_as_it_came_in_fp16_goes_along(shipment: Shipment, store: Store) -> None:
+    pruned = measured(shipment, shipment.chosen.strategy, 12.0, 10.0, 14.4)
+    half = measured(shipment, HALF, 3.0, 2.5, 3.6)
+    session = Session(store=store, run=Run(pruned, {}, {}), on_event=silent, started=time.monotonic(), seconds=9,
+                      jailed=lambda: None)  # fmt: skip
+    gpu = replace(TARGET, device="cuda", precisions=("fp32", "fp16"))
+    case = Case(workload=shipment.workload, place=Place(gpu), batches=(1,))
+    assert with_half([pruned], [half, pruned], case, session) == (pruned, half)
+    assert with_half([half], [half, pruned], case, session) == (half,)
+    assert with_half([pruned], [half], replace(case, place=Place(TARGET)), session) == (pruned,)
+
+
+def test_finalists_that_were_judged_elsewhere_are_measured_only(shipment: Shipment, store: Store) -> None:
+    run = Run(shipment.chosen, {"a": 5.0, "b": 9.0}, {})
+    front = judge(run, shipment, store, sealed=False)
+    assert {job.kind for job in run.jobs} == {"measure"}
+    assert front.chosen is not None
+    assert front.chosen.engine
+    assert front.chosen.engine.key == "b"
