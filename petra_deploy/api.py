@@ -32,15 +32,17 @@ from petra_deploy.core.arguments import (
 )
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.event import OnEvent, silent
-from petra_deploy.core.folder import open_run
+from petra_deploy.core.folder import interruptible, open_run
 from petra_deploy.core.job import Inspect
 from petra_deploy.core.outcome import Budget, Front, Goal, Outcome
 from petra_deploy.core.plan import Inspected
 from petra_deploy.core.request import Request, parse_duration
 from petra_deploy.core.workload import Loaded, LoadOptions
+from petra_deploy.driver import build as _build
 from petra_deploy.driver import finish as _finish
 from petra_deploy.driver import optimize as _optimize
 from petra_deploy.driver import reapply as _reapply
+from petra_deploy.driver.build import Asked
 from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.optimize import Finished
@@ -132,7 +134,7 @@ def optimize(
             device=device,
         )
         run.begin(request)
-        with _optimize.interruptible(run):
+        with interruptible(run):
             return _result(_optimize.optimize(request, run, storage, on_event))
 
 
@@ -197,7 +199,7 @@ def apply(
             device=device,
         )
         run.begin(request)
-        with _optimize.interruptible(run):
+        with interruptible(run):
             return _result(_reapply.apply(Path(strategy), request, run, on_event))
 
 
@@ -219,7 +221,7 @@ def bench(
     nothing of the front is better than the baseline there.
     """
     name, there = place(target, remote, remote_python) if target or remote else ("", None)
-    asked = _finish.Finish(target=name, runtime=runtime, remote=there, seconds=parse_duration(time))
+    asked = Asked(target=name, runtime=runtime, remote=there, seconds=parse_duration(time))
     with open_run(Path(run), True) as folder:
         return _result(_finish.finish(folder, asked, on_event))
 
@@ -232,9 +234,9 @@ def build(
     Raises TargetAbsent where the bundle's target is not here, MissingExtra where its runtime is not installed,
     NotMet where the engine does not compute what the bundle's file says.
     """
-    asked = _finish.Finish(target=target, runtime=runtime, seconds=parse_duration(time))
+    asked = Asked(target=target, runtime=runtime, seconds=parse_duration(time))
     with tempfile.TemporaryDirectory(prefix="petra-build-") as logs:
-        return _finish.build(Path(bundle), asked, Path(logs), on_event)
+        return _build.build(Path(bundle), asked, Path(logs), on_event)
 
 
 def inspect(

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from petra_deploy.core import files
-from petra_deploy.core.errors import BadInput, OutOfDisk
+from petra_deploy.core.errors import BadInput, Interrupted, OutOfDisk
 from petra_deploy.core.outcome import Outcome
 from petra_deploy.core.request import Request, differences
 
@@ -130,6 +130,17 @@ def default_out(model: str | None, factory: str | None = None, data: str | None 
     source = model or (factory.split(":")[0] if factory else None) or data
     name = Path(source).stem if source else "model"
     return Path("petra-out") / (name or "model")
+
+
+@contextlib.contextmanager
+def interruptible(folder: RunFolder) -> Iterator[None]:
+    """Turn Ctrl-C into Interrupted, which says where the best so far is."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        there = (folder.bundle / "manifest.json").exists()
+        best = f"the best so far is in {folder.bundle}" if there else "no bundle was ready yet"
+        raise Interrupted(f"stopped; {best}", "go on with the same command and --resume") from None
 
 
 @contextlib.contextmanager

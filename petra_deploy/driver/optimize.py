@@ -7,13 +7,12 @@ lines and knows only what the one before it answered.
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from petra_deploy.core import files
-from petra_deploy.core.errors import Interrupted, NotMet, PetraError, from_failure
+from petra_deploy.core.errors import NotMet, PetraError, from_failure
 from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.folder import RunFolder
 from petra_deploy.core.job import Limits, Load
@@ -22,6 +21,7 @@ from petra_deploy.core.plan import Layout, Plan
 from petra_deploy.core.request import Request
 from petra_deploy.core.strategy import FULL, Strategy
 from petra_deploy.core.workload import Loaded
+from petra_deploy.driver.build import rebuilt
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.certify import certified, refuse_elsewhere
@@ -77,6 +77,7 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
         size = baseline.engine.bytes if baseline.engine else 1
         finalists = choose.finalists(outcomes, request.goal, size)
         finalists = with_half(finalists, outcomes, case, session)
+        finalists = rebuilt(finalists, place, session)
         finalists = with_variants(finalists, request.goal, case, baseline, session)
         front = confirm(finalists, request.goal, case, baseline, loaded.sealed, session)
         front = choose.with_front(front, outcomes, request.goal, size)
@@ -286,14 +287,3 @@ def keep_front(
         predicted = outcome.measurement is not None and outcome.measurement.speedup.origin == "predicted"
         if predicted and outcome.ok and outcome.test and outcome.engine:
             bundle.write(folder.finalist(outcome.engine.key), ship(outcome, considered), session.store)
-
-
-@contextlib.contextmanager
-def interruptible(folder: RunFolder) -> Iterator[None]:
-    """Turn Ctrl-C into Interrupted, which says where the best so far is."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        there = (folder.bundle / "manifest.json").exists()
-        best = f"the best so far is in {folder.bundle}" if there else "no bundle was ready yet"
-        raise Interrupted(f"stopped; {best}", "go on with the same command and --resume") from None

@@ -43,7 +43,7 @@ def require(provider: str) -> None:
 
 def knobs() -> dict[str, Knob]:
     """What may be chosen on a GPU, the likely better first; TensorRT's provider only where its library loads."""
-    found = {"cuda_graph": Knob.choice("auto", "off"), "channels": Knob.choice("last", "first")}
+    found = {"cuda_graph": Knob.choice("auto", "off"), "channels": Knob.choice("auto", "first")}
     if NAMES["tensorrt"] in ort.get_available_providers() and _loads(_NVINFER):
         found["provider"] = Knob.choice("cuda", "tensorrt")
     return found

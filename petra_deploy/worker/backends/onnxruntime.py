@@ -53,7 +53,7 @@ class Settings(Data):
     arena: bool = True  # keep memory between calls
     provider: Literal["cpu", "cuda", "tensorrt"] | None = None  # None: by the target's device
     cuda_graph: Literal["auto", "on", "off"] = "auto"  # capture a call once a shape, replay it; auto: where it can be
-    channels: Literal["first", "last"] = "first"  # of convolutions; a GPU's matrix units want them last in FP16
+    channels: Literal["auto", "first", "last"] = "auto"  # of convolutions on a GPU; auto: last, where it runs so
 
     def disabled(self) -> list[str]:
         extra = {_SKIP_LAYER_NORM} if self.fusions == "no_skip_layer_norm" else set()
@@ -82,12 +82,17 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
     resolved = asdict(wanted) | {"threads": wanted.threads or target.threads}
     resolved["disabled_optimizers"] = wanted.disabled()
     resolved["provider"] = wanted.provider or target.device
-    resolved["cuda_graph"] = "off" if resolved["provider"] == "cpu" else wanted.cuda_graph
+    if resolved["provider"] == "cpu":
+        resolved |= {"cuda_graph": "off", "channels": "first"}
     shutil.copyfile(model, folder / "model.onnx")
     facts: dict[str, object] = {}
-    if resolved["cuda_graph"] == "auto":
-        facts["cuda_graph"] = why = _no_capture(folder / "model.onnx", resolved, graph.signature)
-        resolved["cuda_graph"] = "off" if why else "on"
+    for name, better, plain in (("channels", "last", "first"), ("cuda_graph", "on", "off")):
+        if resolved[name] == "auto":
+            trial = (
+                {"cuda_graph": "off", **resolved, name: better} if name == "channels" else {**resolved, name: better}
+            )
+            why = _refused(folder / "model.onnx", trial, graph.signature)
+            resolved[name], facts[name] = (plain if why else better), (why or "as wanted")
     with tempfile.TemporaryDirectory() as scratch:
         optimized = Path(scratch) / "optimized.onnx"
         with Session(folder / "model.onnx", resolved, optimized=optimized) as runner:
@@ -156,10 +161,10 @@ class Session:
         self.close()
 
 
-def _no_capture(model: Path, settings: Mapping[str, object], signature: Signature) -> str:
-    """Why a call cannot be captured as a CUDA graph; empty where it can."""
+def _refused(model: Path, settings: Mapping[str, object], signature: Signature) -> str:
+    """Why the model does not run with these settings; empty where it does."""
     try:
-        with Session(model, {**settings, "cuda_graph": "on"}) as runner:
+        with Session(model, settings) as runner:
             _doors.tried(runner.run, signature, runner.inputs)
     except Problem as problem:
         return problem.reason

@@ -6,8 +6,9 @@
 Where the target's file has rates that were measured (`attained.py`), the sum of what operators take at
 those. Elsewhere an operator takes its multiply-accumulates at the peak that its precision has on the
 target, and its bytes at the target's bandwidth, each as far as such programs reach them, and every kernel
-its start; widths are filled up to what the target's matrix units take. How far they reach them
-(`ASSUMED`) is a guess until predictions have been measured there (`core/ledger.py`).
+its start, and the call its own; widths are filled up to what the target's matrix units take. How far they
+reach them (`ASSUMED`) was read off engines of one ResNet on one H200 (docs/measurements.md, "On a GPU") and
+is a guess anywhere else, until predictions have been measured there (`core/ledger.py`).
 Source of the form: Williams et al., "Roofline" (2009), with sums in place of the maximum.
 """
 
@@ -24,9 +25,10 @@ from petra_deploy.worker.measure import attained
 class Shares:
     """What a network of middling layers reaches of a GPU's data sheet."""
 
-    of_peak: float = 0.4
+    of_peak: float = 0.16
     of_bandwidth: float = 0.7
-    kernel_us: float = 4.0  # to start a kernel and wait for its end
+    kernel_us: float = 8.5  # to start a kernel, fill the device and wait for its end
+    call_us: float = 50.0  # to bring the inputs, start, and fetch the outputs
 
 
 ASSUMED = Shares()
@@ -44,9 +46,9 @@ def latency_ms(work: Sequence[Work], target: Target, shares: Shares = ASSUMED) -
     if target.bandwidth_gb_s is None:
         raise ValueError(f"{target.name} has no bandwidth")
     bandwidth = target.bandwidth_gb_s * 1e9 * shares.of_bandwidth
-    seconds = 0.0
+    seconds = shares.call_us / 1e6
     for each in work:
-        seconds += 2 * each.macs * _filled(each, target) / (peak(_precision(each), target) * shares.of_peak)
+        seconds += 2 * each.macs * _filled(each, target) / (_peak_of(each, target) * shares.of_peak)
         seconds += (each.weight_bytes + each.activation_bytes) / bandwidth
         seconds += 0.0 if each.joined else shares.kernel_us / 1e6
     return 1e3 * seconds
@@ -63,14 +65,19 @@ def halved(work: Sequence[Work]) -> tuple[Work, ...]:
 
 
 def peak(precision: Precision, target: Target) -> float:
-    """Operations a second. FP32 that no source gives is TF32's: half of FP16's; what the target lacks runs in FP32."""
+    """Operations a second, of matrix products; what the target lacks runs in FP32.
+
+    FP32 products are TF32's from compute capability 8.0 on, as runtimes do them unless told not to, at half of
+    FP16's peak; so are those for which no source gives a peak.
+    """
     peaks = target.peaks_tflops
-    if precision in peaks:
+    tf32 = float(target.compute_capability or 0) >= 8.0 and "fp16" in peaks
+    if precision in peaks and not (precision == "fp32" and tf32):
         return peaks[precision] * 1e12
-    if "fp32" in peaks:
+    if "fp32" in peaks and not tf32:
         return peaks["fp32"] * 1e12
     if "fp16" in peaks:
-        return peaks["fp16"] / 2 * 1e12
+        return max(peaks["fp16"] / 2, peaks.get("fp32", 0.0)) * 1e12
     raise ValueError(f"{target.name} has no peaks")
 
 
@@ -86,9 +93,11 @@ def unknown(unit: str, why: str) -> Figure:
     return Figure(value=None, unit=unit, n=0, origin="predicted", note=why)
 
 
-def _precision(work: Work) -> Precision:
-    """Depthwise convolutions have no use for matrix units."""
-    return "fp32" if work.op == "DepthwiseConv" else work.precision
+def _peak_of(work: Work, target: Target) -> float:
+    """Depthwise convolutions have no use for matrix units: in any precision they take FP32's plain peak."""
+    if work.op == "DepthwiseConv" and "fp32" in target.peaks_tflops:
+        return target.peaks_tflops["fp32"] * 1e12
+    return peak("fp32" if work.op == "DepthwiseConv" else work.precision, target)
 
 
 def _filled(work: Work, target: Target) -> float:

@@ -91,7 +91,7 @@ def test_the_users_ledger_comes_before_the_shipped_one_and_begins_with_it(
 def test_fewer_than_five_artifacts_leave_the_assumption() -> None:
     assert ledger.error_bar(T4) == ErrorBar()
     ledger.append("t4", [entry(name, 1.1, batch=batch) for name in "abcd" for batch in (1, 16)])
-    assert ledger.error_bar(T4) == ErrorBar(latency=2.0, speedup=2.0, n=0)
+    assert ledger.error_bar(T4) == ErrorBar(latency=3.0, speedup=3.0, n=0)
 
 
 def test_nine_of_ten_comparisons_lie_within_the_error_bar_either_way() -> None:
@@ -120,7 +120,7 @@ def test_a_broken_ledger_is_named() -> None:
 
 
 def test_an_error_bar_says_where_it_is_from() -> None:
-    assert ErrorBar().words == "within a factor of 2"
+    assert ErrorBar().words == "within a factor of 3"
     assert "nobody has measured" in ErrorBar().note
     bar = ErrorBar(latency=1.5, speedup=1.25, n=10, device="Tesla T4")
     assert bar.words.startswith("within a factor of 1.25, latencies of 1.5 (")

@@ -47,7 +47,7 @@ def test_on_another_machine_it_is_predicted_from(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(machine, "instructions", tuple)
     place = find(str(path))
     assert place.predicted
-    assert "predicted from its rates, within a factor of 2;" in place.sentence
+    assert "predicted from its rates, within a factor of 3;" in place.sentence
 
 
 def test_a_rate_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

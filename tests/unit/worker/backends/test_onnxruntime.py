@@ -6,7 +6,6 @@ import pytest
 from petra_deploy.core.errors import BadInput, Problem
 from petra_deploy.core.outcome import Engine, Graph
 from petra_deploy.core.store import Store
-from petra_deploy.core.target import Target
 from petra_deploy.worker.backends import onnxruntime as backend
 from tests.unit.worker.nets import CPU, SIDE, add_graph, signature
 
@@ -83,8 +82,3 @@ def test_a_graph_with_other_doors_than_its_signature_is_a_mismatch(store: Store,
     with pytest.raises(Problem, match="outputs are logits, not scores") as caught:
         build(store, wrong, tmp_path)
     assert caught.value.kind == "mismatch"
-
-
-def test_it_serves_the_processor_only() -> None:
-    assert backend.obstacles(CPU) == ()
-    assert backend.obstacles(Target(name="g", runtime="onnxruntime", device="cuda"))
