@@ -174,7 +174,8 @@ def with_half(
 def over_half(measured: Sequence[Outcome]) -> list[Outcome]:
     """Each with its speedup over the model as it came in FP16, where that is among them.
 
-    Both speedups are over the one baseline in FP32, measured in turns, so their ratio is the one over FP16.
+    Both speedups are over the one baseline in FP32, measured in turns, so their ratio is the one over FP16. Those of
+    the search itself may have been measured at the first batch sizes only.
     """
     matched = next((o.measurement for o in measured if o.ok and in_half(o.strategy)), None)
     if matched is None:
@@ -184,7 +185,7 @@ def over_half(measured: Sequence[Outcome]) -> list[Outcome]:
             o,
             measurement=replace(
                 o.measurement,
-                over_half=tuple(_ratio(a, b) for a, b in zip(o.measurement.speedups, matched.speedups, strict=True)),
+                over_half=tuple(_ratio(a, b) for a, b in zip(o.measurement.speedups, matched.speedups, strict=False)),
             ),
         )
         if o.ok and o.measurement is not None

@@ -25,7 +25,7 @@ from petra_deploy.driver.build import rebuilt
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.certify import certified, refuse_elsewhere
-from petra_deploy.driver.confirm import ROUNDS, confirm, round_seconds, with_half
+from petra_deploy.driver.confirm import ROUNDS, confirm, over_half, round_seconds, with_half
 from petra_deploy.driver.evaluate import Case, evaluate
 from petra_deploy.driver.place import Place, find
 from petra_deploy.driver.plan import make_plan
@@ -81,6 +81,8 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
         finalists = with_variants(finalists, request.goal, case, baseline, session)
         front = confirm(finalists, request.goal, case, baseline, loaded.sealed, session)
         front = choose.with_front(front, outcomes, request.goal, size)
+        if not place.predicted:
+            front = replace(front, outcomes=tuple(over_half(front.outcomes)))
         return package(front, outcomes, baseline, request, folder, session, ship)
 
 

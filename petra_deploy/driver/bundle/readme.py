@@ -61,12 +61,12 @@ def _kind(m: Manifest) -> str:
 
 
 def _how(m: Manifest) -> str:
-    """What the speedup means and where it is from."""
-    if m.speedup.origin != "predicted":
-        rounds = f"{m.speedup.n} rounds of fresh sessions"
-        return f"baseline latency / this\n  latency over {rounds}, interleaved on one machine."
+    """What the speedup means and where it is from; on a GPU the one over FP16 beside it."""
     half = m.speedup_over_fp16
     beside = f" Over the baseline in FP16: {half.value:.2f}x {_bounds(half.low, half.high)}." if half else ""
+    if m.speedup.origin != "predicted":
+        rounds = f"{m.speedup.n} rounds of fresh sessions"
+        return f"baseline latency / this\n  latency over {rounds}, interleaved on one machine.{beside}"
     model = "a\n  latency model from what the target's file says"
     return f"baseline in FP32 / this, by {model}.{beside} No {m.target.name} has run it yet."
 
