@@ -34,7 +34,9 @@ PHASE = Phase.FINISH
 ACTS_ON: ActsOn = "graph"
 SETTLED = True  # part of every candidate for a target that has it
 _LARGEST = 65504.0  # of float16
-_PASSING = frozenset(["Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten"])
+_PASSING = frozenset(
+    ["Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten"]
+)
 _HALF_SCALES = 19  # the opset from which scales of Q/DQ pairs may be FP16
 _BRAIN_LAYERS = 22  # and from which convolutions may be BF16
 _ROOM = 0.5  # a value above this share of it may overflow on other rows
