@@ -94,6 +94,14 @@ def calibration_reader(tools: Tools, rows: int) -> Any:
     return Reader()
 
 
+def mostly_recurrent(layout: Layout) -> tuple[str, ...]:
+    """The obstacle that recurrent layers are, where none but linear ones stand beside them."""
+    others = ("Conv1d", "Conv2d", "Conv3d", "MultiheadAttention", "Conv")
+    if not has_any(layout, ("LSTM", "GRU", "RNN")) or has_any(layout, others):
+        return ()
+    return ("TensorRT keeps recurrent layers in float, and the linear ones beside them take little time",)
+
+
 def has_any(layout: Layout, names: tuple[str, ...]) -> bool:
     """Whether the model has one of these operators (module classes or ONNX operators)."""
     return any(layout.operators.get(name) for name in names)

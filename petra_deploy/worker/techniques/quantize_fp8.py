@@ -25,7 +25,7 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
 from petra_deploy.worker.model.quiet import cause, quiet
-from petra_deploy.worker.techniques._ort_graphs import WEIGHTED, finished, has_any, prepared, products
+from petra_deploy.worker.techniques._ort_graphs import WEIGHTED, finished, has_any, mostly_recurrent, prepared, products
 from petra_deploy.worker.techniques._ort_static import Static, static
 
 PHASE = Phase.QUANTIZE
@@ -50,7 +50,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
         return (f"{target.name} has no fp8",)
     if not has_any(layout, WEIGHTED):
         return ("the model has no convolution or linear layer",)
-    return ()
+    return mostly_recurrent(layout)
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:

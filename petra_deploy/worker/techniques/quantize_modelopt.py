@@ -8,18 +8,20 @@ kernels. What it leaves in FP32 is cast by `half`. Source: modelopt.onnx.quantiz
 """
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge
+from numpy.typing import NDArray
 
 from petra_deploy.core import machine
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.techniques._ort_graphs import WEIGHTED, finished, has_any
+from petra_deploy.worker.techniques._ort_graphs import BATCH_ROWS, WEIGHTED, finished, has_any, mostly_recurrent
 
 PHASE = Phase.QUANTIZE
 ORDER = 4
@@ -42,7 +44,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
         return (f"NVIDIA ModelOpt is not installed ({_EXTRA})",)
     if not has_any(layout, WEIGHTED):
         return ("the model has no convolution or linear layer",)
-    return ()
+    return mostly_recurrent(layout)
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
@@ -61,9 +63,12 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
     shutil.copyfile(model, source)
     rows = tools.calibration.first(options.calibration_rows)
     fixed = tools.signature.inputs[0].shape[0]
-    whole = len(rows) if not isinstance(fixed, int) else max(len(rows) // fixed, 1) * fixed
-    data = {spec.name: np.resize(rows.inputs[spec.name], (whole, *rows.inputs[spec.name].shape[1:]))
-            for spec in tools.signature.inputs}  # fmt: skip
+    size = fixed if isinstance(fixed, int) else BATCH_ROWS  # of one row, every product would be one with a vector
+    wanted = [spec.name for spec in tools.signature.inputs]
+    batches = [
+        {name: np.resize(feeds[name], (size, *feeds[name].shape[1:])) for name in wanted}
+        for feeds, _ in rows.batches(size)
+    ]
 
     def quantize(path: Path) -> None:
         from modelopt.onnx.quantization import quantize
@@ -72,7 +77,7 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
         quantize(
             onnx_path=str(source),
             quantize_mode=options.mode,
-            calibration_data=data,
+            calibration_data_reader=_reader(batches),
             calibration_method=options.method,
             calibration_eps=["cpu"],
             high_precision_dtype="fp32",
@@ -80,9 +85,29 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
             log_level="ERROR",
         )
 
-    hint = "ModelOpt leaves layers in float that are narrow, or that multiply a single row"
+    hint = "ModelOpt leaves layers in float that are narrow"
     path, counts = finished(quantize, tools, hint, by="NVIDIA ModelOpt", to=options.mode)
     return Applied(path, facts={options.mode: counts, "calibration_rows": len(rows)})
+
+
+def _reader(batches: Sequence[Mapping[str, NDArray[Any]]]) -> Any:
+    """A CalibrationDataReader that can also look at its first batch, and start again."""
+    from onnxruntime.quantization import CalibrationDataReader
+
+    class Reader(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.rewind()
+
+        def rewind(self) -> None:
+            self._next = iter(batches)
+
+        def get_next(self) -> Mapping[str, NDArray[Any]] | None:
+            return next(self._next, None)
+
+        def get_first(self) -> Mapping[str, NDArray[Any]]:
+            return batches[0]
+
+    return Reader()
 
 
 def _missing() -> list[str]:

@@ -104,3 +104,4 @@ def test_it_is_for_gpus_that_have_fp8() -> None:
     assert quantize_fp8.obstacles(layout, resolve("t4")) == ("t4 has no fp8",)
     assert quantize_fp8.obstacles(layout, resolve("cpu"))
     assert quantize_fp8.obstacles(replace(layout, operators={"LSTM": 1}), resolve("l4"))
+    assert "recurrent" in quantize_fp8.obstacles(replace(layout, operators={"GRU": 1, "Linear": 1}), resolve("l4"))[0]
