@@ -1,4 +1,4 @@
-"""The nine jobs: plain data that the driver hands to a worker, and what each answers.
+"""The jobs: plain data that the driver hands to a worker, and what each answers.
 
 `run(job: Job[A]) -> Done[A] | Failed` is all that a stage knows of the outside. Files are named
 by keys of the store. What a job may use up is in `limits` and takes no part in its cache key.
@@ -13,6 +13,7 @@ from petra_deploy.core.data import Data
 from petra_deploy.core.outcome import (
     Attained,
     Certified,
+    Compiled,
     Done,
     Engine,
     ErrorBar,
@@ -204,8 +205,20 @@ class Certify(Job[Certified]):
     answer: ClassVar[type] = Certified
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompileCheck(Job[Compiled]):
+    """Whether TensorRT-RTX compiles the graph of `engine` for a compute capability that is not here."""
+
+    engine: Engine
+    capability: str  # "8.9"
+
+    kind: ClassVar[str] = "compile_check"
+    answer: ClassVar[type] = Compiled
+    fresh: ClassVar[bool] = True
+
+
 _KINDS: tuple[type[Any], ...] = (
-    Load, Inspect, Probe, Transform, Build, Measure, Predict, Rates, Infer, Scored, Certify,
+    Load, Inspect, Probe, Transform, Build, Measure, Predict, Rates, Infer, Scored, Certify, CompileCheck,
 )  # fmt: skip
 JOBS: dict[str, type[Any]] = {job.kind: job for job in _KINDS}
 

@@ -223,6 +223,14 @@ class Certified(Data):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Compiled(Data):
+    """What a compiler that needs no device says to a graph."""
+
+    compiler: str  # "TensorRT-RTX 1.7.1"
+    refused: tuple[str, ...] = ()  # a sentence for each node
+
+
+@dataclass(frozen=True, kw_only=True)
 class Done(Data, Generic[A]):
     value: A
     seconds: float
@@ -255,6 +263,7 @@ class Outcome(Data):
     score: Score | None = None  # on the selection split
     test: Score | None = None  # on the test split: finalists only, once
     failed: Failed | None = None
+    notes: tuple[str, ...] = ()  # for the manifest
 
     @property
     def ok(self) -> bool:

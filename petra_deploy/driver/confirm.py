@@ -12,8 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from petra_deploy.core import machine
 from petra_deploy.core.errors import OutOfDisk
-from petra_deploy.core.job import Limits, Measure
+from petra_deploy.core.job import CompileCheck, Limits, Measure
 from petra_deploy.core.outcome import Failed, Figure, Front, Goal, Measurement, Outcome
 from petra_deploy.core.strategy import FULL, Fidelity, Step, Strategy
 from petra_deploy.core.workload import SealedSplit
@@ -25,6 +26,8 @@ ROUNDS = 9  # of each finalist, where the time left allows
 FEWEST = 7  # the interval over rounds needs four, a p99 of slow engines seven
 SECONDS, _LONGEST = 1.2, 6.0  # that an engine runs in each
 _PROCESS = 0.8  # seconds to start one and have it import the runtime
+_COMPILES_FOR = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # TensorRT-RTX, ahead of time
+_COMPILING = 120.0  # seconds that it may take
 _CALLS = 82  # in each of the fewest rounds, the first of a run among them, are enough for a p99
 
 
@@ -211,7 +214,36 @@ def _predicted(outcome: Outcome, case: Case, limits: Limits, session: Session) -
     if outcome.engine is None or outcome.failed:
         return outcome
     done = session.run(time_job(outcome.engine, case, 1, limits))
-    return replace(outcome, failed=done) if isinstance(done, Failed) else replace(outcome, measurement=done.value)
+    if isinstance(done, Failed):
+        return replace(outcome, failed=done)
+    return _compiled(replace(outcome, measurement=done.value), case, session)
+
+
+def _compiled(outcome: Outcome, case: Case, session: Session) -> Outcome:
+    """With a note on whether TensorRT-RTX compiles it, where that is installed here and knows the device.
+
+    What it refuses TensorRT may take, and the other way round: nothing is dropped for it.
+    """
+    target = case.place.target
+    capability = target.compute_capability or ""
+    known = target.device == "cuda" and capability in _COMPILES_FOR and machine.installed("tensorrt_rtx")
+    if outcome.engine is None or not known:
+        return outcome
+    done = session.run(CompileCheck(engine=outcome.engine, capability=capability, limits=Limits(seconds=_COMPILING)))
+    if isinstance(done, Failed):
+        note = f"not compiled as a check for compute capability {capability}: {done.reason}"
+    elif done.value.refused:
+        note = (
+            f"{done.value.compiler} does not compile it for compute capability {capability}, TensorRT may: "
+            f"{'; '.join(done.value.refused)}"
+        )
+        session.say(f"{outcome.strategy.describe()}: {note}", "warning")
+    else:
+        note = (
+            f"compiles for compute capability {capability} with {done.value.compiler}: "
+            "a check of parser and compiler, not of TensorRT"
+        )
+    return replace(outcome, notes=(*outcome.notes, note))
 
 
 def _chosen(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:

@@ -27,7 +27,7 @@ from petra_deploy.core.store import Store
 A = TypeVar("A")
 _PACKAGES = (
     "torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "onnxscript",
-    "neural-compressor", "torchao", "torch-pruning", "numpy",
+    "neural-compressor", "torchao", "torch-pruning", "numpy", "nvidia-modelopt",
 )  # fmt: skip
 _LASTING = ("unsupported", "mismatch")
 

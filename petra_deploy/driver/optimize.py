@@ -173,7 +173,7 @@ def _ship(
         runtime=request.runtime,
         considered=considered,
         test=chosen.test,
-        notes=(*([place.sentence] if place.predicted else []), *notes),
+        notes=(*([place.sentence] if place.predicted else []), *chosen.notes, *notes),
     )
 
 

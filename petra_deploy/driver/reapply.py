@@ -78,6 +78,7 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
             test=built.test,
             notes=(
                 *([place.sentence] if place.predicted else []),
+                *built.notes,
                 f"applied from {strategy.name}",
                 *([broken] if broken else []),
             ),

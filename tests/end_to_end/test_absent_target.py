@@ -56,6 +56,13 @@ def test_every_figure_of_time_is_predicted_and_the_metric_is_measured(place, pre
     assert "half" in said["techniques"]
 
 
+@pytest.mark.skipif(not machine.installed("tensorrt_rtx"), reason="its wheels are for Linux and Windows on x86-64")
+def test_what_ships_was_compiled_as_a_check_and_a_note_says_of_what(place, predicted):
+    said = json.loads((place.folder / "run-t4/bundle/manifest.json").read_text())
+    (note,) = [note for note in said["notes"] if "compute capability 7.5" in note]
+    assert note.startswith(("compiles for", "not compiled as a check for", "TensorRT-RTX 1"))
+
+
 def test_the_file_that_ships_has_the_metric_of_the_manifest(place, predicted):
     bundle = place.folder / "run-t4/bundle"
     said = json.loads((bundle / "manifest.json").read_text())

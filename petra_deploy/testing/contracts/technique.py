@@ -1,7 +1,7 @@
 """The contract of a technique: says before trying, leaves its input alone, and what it makes exports.
 
 Where a technique sees no obstacle in a family of models it must work there, with every knob in the
-middle of its range and with every knob at the end.
+middle of its range and with every knob at the end: for a processor, or for a GPU where it is for those alone.
 """
 
 import copy
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from petra_deploy.core import files, machine
 from petra_deploy.core.extension import Applied, Data, Technique
 from petra_deploy.core.job import Transform
-from petra_deploy.core.plan import Knob, Layout, Phase
+from petra_deploy.core.plan import Knob, Phase
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Fidelity, Step, Strategy
 from petra_deploy.core.target import Target
@@ -32,6 +32,7 @@ from petra_deploy.testing.contracts._knobs import knobs_at
 from petra_deploy.testing.inline import Inline
 
 Array = NDArray[Any]
+_TARGETS = ("cpu", "l4")  # the first that a technique has no obstacle for
 _EPOCHS = Fidelity(epochs=0.05)  # of what a knob in the middle asks for: training need not get anywhere
 
 
@@ -66,9 +67,9 @@ class TechniqueContract(Contract):
     def test_knobs_turn_options_that_exist(self, technique: str, family: str) -> None:
         module = found("technique", technique)
         known = {field.name for field in fields(module.Options)}
-        knobs: Mapping[str, Knob] = module.knobs(layout_of(family), target_of("cpu"))
+        knobs: Mapping[str, Knob] = module.knobs(layout_of(family), target_for(module, family))
         assert knobs.keys() <= known
-        assert fixed_of(module, layout_of(family)).keys() <= known - knobs.keys()
+        assert fixed_of(module, family).keys() <= known - knobs.keys()
         for name, knob in knobs.items():
             assert isinstance(knob, Knob)
             low, high = (0.0, knob.high) if knob.kind == "subset" else (knob.low, knob.high)
@@ -89,7 +90,7 @@ class TechniqueContract(Contract):
 
     def test_it_works_with_every_knob_at_its_end(self, technique: str, family: str) -> None:
         module = fitting(technique, family)
-        if not module.knobs(layout_of(family), target_of("cpu")):
+        if not module.knobs(layout_of(family), target_for(module, family)):
             skip(f"{technique} has no knobs")
         with tempfile.TemporaryDirectory() as folder:
             applied = applied_to(module, input_of(module, family, Path(folder)), family, Path(folder), 1.0)
@@ -143,20 +144,26 @@ def target_of(name: str) -> Target:
 def fitting(technique: str, family: str) -> Any:
     """The module; the test is skipped where the technique itself says that it does not fit the family."""
     module: Technique = found("technique", technique)
-    if reasons := module.obstacles(layout_of(family), target_of("cpu")):
+    if reasons := module.obstacles(layout_of(family), target_for(module, family)):
         skip("; ".join(reasons))
     return module
+
+
+def target_for(module: Any, family: str) -> Target:
+    """A processor, or a GPU that the technique is for; a processor too where it is for neither."""
+    targets = [target_of(name) for name in _TARGETS]
+    return next((target for target in targets if not module.obstacles(layout_of(family), target)), targets[0])
 
 
 def options_of(module: Any, family: str, height: float) -> Any:
     """The Options with every knob at `height` (0 to 1) of its range, and what the target settles."""
     layout = layout_of(family)
-    chosen = knobs_at(module.knobs(layout, target_of("cpu")), height, layout)
-    return files.decode(fixed_of(module, layout) | chosen, module.Options, "what knobs and fixed say")
+    chosen = knobs_at(module.knobs(layout, target_for(module, family)), height, layout)
+    return files.decode(fixed_of(module, family) | chosen, module.Options, "what knobs and fixed say")
 
 
-def fixed_of(module: Any, layout: Layout) -> dict[str, object]:
-    return dict(module.fixed(layout, target_of("cpu"))) if hasattr(module, "fixed") else {}
+def fixed_of(module: Any, family: str) -> dict[str, object]:
+    return dict(module.fixed(layout_of(family), target_for(module, family))) if hasattr(module, "fixed") else {}
 
 
 def input_of(module: Any, family: str, folder: Path) -> Any:

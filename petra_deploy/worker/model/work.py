@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 from numpy.typing import NDArray
@@ -43,7 +44,9 @@ _GEMM = frozenset(("Gemm", "FusedGemm", "QGemm"))
 _MATMUL = frozenset(("MatMul", "FusedMatMul", *_GEMM, *_INTEGER_MATMUL))
 _CONV = frozenset(["Conv", "ConvTranspose", "ConvInteger", "FusedConv", "QLinearConv"])
 _SCALED = frozenset(["QLinearConv", "QLinearMatMul", "QGemm"])  # input, scale, zero point, weights, scale, zero point
-_BY_TYPE: dict[str, Precision] = {"float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
+_BY_TYPE: dict[str, Precision] = {
+    "float16": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8", "float8_e4m3fn": "fp8",
+}  # fmt: skip
 
 
 def count(path: Path, feeds: Mapping[str, Array]) -> tuple[Work, ...]:
@@ -203,12 +206,16 @@ def values_of(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, A
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         session = onnxruntime.InferenceSession(asked.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        names = [output.name for output in session.get_outputs()]
-        found = dict(zip(names, session.run(names, dict(feeds)), strict=True))
+        kinds = {output.name: output.type for output in session.get_outputs()}
+        found = dict(zip(kinds, session.run(list(kinds), dict(feeds)), strict=True))
     except Exception as error:
         raise Problem("mismatch", f"ONNX Runtime does not run the exported file: {cause(error)}") from error
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    return {**constants, **feeds, **{name: value for name, value in found.items() if isinstance(value, np.ndarray)}}
+    arrays = {name: value for name, value in found.items() if isinstance(value, np.ndarray)}
+    for name in arrays:
+        if kinds[name] == "tensor(float8e4m3fn)":  # it comes as uint8
+            arrays[name] = arrays[name].view(ml_dtypes.float8_e4m3fn)
+    return {**constants, **feeds, **arrays}
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

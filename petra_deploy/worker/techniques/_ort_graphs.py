@@ -11,6 +11,11 @@ from petra_deploy.core.extension import Layout, Tools
 from petra_deploy.worker.model import graph
 from petra_deploy.worker.model.quiet import cause, quiet
 
+LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
+WEIGHTED = (  # the same, and as modules
+    "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "MultiheadAttention",
+    "Conv", "ConvTranspose", "Gemm", "MatMul",
+)  # fmt: skip
 BATCH_ROWS = 16  # rows a calibration batch; all activations of one batch are held at once
 
 
@@ -31,22 +36,35 @@ def prepared(model: Path, tools: Tools) -> Path:
     return path
 
 
-def finished(quantize: Callable[[Path], None], tools: Tools, hint: str) -> tuple[Path, dict[str, int]]:
-    """Let `quantize` write a file, tidy it, and count its int8 operators.
+def products(graph: ir.Graph) -> list[str]:
+    """Names of the MatMul nodes of two activations, as in attention."""
+    return [
+        node.name or ""
+        for node in graph
+        if node.op_type == "MatMul" and all(value is None or value.const_value is None for value in node.inputs)
+    ]
 
-    Raises Problem("unsupported") where it fails or nothing became int8.
+
+def finished(
+    quantize: Callable[[Path], None], tools: Tools, hint: str, *, by: str = "onnxruntime.quantization", to: str = "int8"
+) -> tuple[Path, dict[str, int]]:
+    """Let `quantize` write a file, tidy it, and count its operators with quantized inputs.
+
+    Raises Problem("unsupported") where it fails or nothing was quantized.
     """
     path = tools.scratch / "model.onnx"
     with quiet():
         try:
             quantize(path)
+        except Problem:
+            raise
         except Exception as error:
-            raise Problem("unsupported", f"onnxruntime.quantization fails on this graph: {cause(error)}") from error
+            raise Problem("unsupported", f"{by} fails on this graph: {cause(error)}") from error
     model = ir.load(path)
     graph.tidy(model, lower=False)
     counts = graph.quantized(model)
     if not counts:
-        raise Problem("unsupported", "no operator of the graph became int8", hint)
+        raise Problem("unsupported", f"no operator of the graph became {to}", hint)
     graph.save(model, path)
     return path, counts
 
@@ -74,6 +92,14 @@ def calibration_reader(tools: Tools, rows: int) -> Any:
             return next(self._next, None)
 
     return Reader()
+
+
+def mostly_recurrent(layout: Layout) -> tuple[str, ...]:
+    """The obstacle that recurrent layers are, where none but linear ones stand beside them."""
+    others = ("Conv1d", "Conv2d", "Conv3d", "MultiheadAttention", "Conv")
+    if not has_any(layout, ("LSTM", "GRU", "RNN")) or has_any(layout, others):
+        return ()
+    return ("TensorRT keeps recurrent layers in float, and the linear ones beside them take little time",)
 
 
 def has_any(layout: Layout, names: tuple[str, ...]) -> bool:

@@ -34,7 +34,9 @@ PHASE = Phase.FINISH
 ACTS_ON: ActsOn = "graph"
 SETTLED = True  # part of every candidate for a target that has it
 _LARGEST = 65504.0  # of float16
-_PASSING = frozenset(["Relu", "Clip", "Add", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten"])
+_PASSING = frozenset(
+    ["Relu", "Clip", "Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool", "Reshape", "Flatten"]
+)
 _HALF_SCALES = 19  # the opset from which scales of Q/DQ pairs may be FP16
 _BRAIN_LAYERS = 22  # and from which convolutions may be BF16
 _ROOM = 0.5  # a value above this share of it may overflow on other rows
@@ -110,6 +112,7 @@ def _beyond_range(model: onnx.ModelProto, options: Options, tools: Tools) -> lis
 
 def _int8_with_bias(model: onnx.ModelProto) -> list[str]:
     """Int8 layers with a bias, the Q/DQ pairs at their doors, and what lies between them and the next pair."""
+    integers = {tensor.name for tensor in model.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
     made = {name: node for node in model.graph.node for name in node.output}
     used: dict[str, list[onnx.NodeProto]] = {}
     for node in model.graph.node:
@@ -122,6 +125,7 @@ def _int8_with_bias(model: onnx.ModelProto) -> list[str]:
         if node.op_type in ("Conv", "ConvTranspose", "Gemm")
         and len(node.input) > 2
         and all(name in made and made[name].op_type == "DequantizeLinear" for name in node.input[:2])
+        and made[node.input[1]].input[0] in integers
     ]
     while todo:
         node = todo.pop()

@@ -3,39 +3,37 @@
 Q/DQ pairs around every operator ONNX Runtime has an int8 kernel for: activations uint8, weights int8
 per channel, from calibration rows. For models that come as graphs, and as the other opinion beside
 Intel Neural Compressor. For GPUs activations are int8 and symmetric, biases stay in float, and pairs
-stand before layers with weights and at both arms of a residual addition, where TensorRT fuses them.
+stand where TensorRT fuses them: before layers with weights, at the skip of a residual addition, and at one
+scale around a Concat (_placement.py).
 Sources: onnxruntime's quantize_static; TensorRT's documentation, "Working with Quantized Types".
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import onnx_ir as ir
 from annotated_types import Ge
 
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.techniques._ort_graphs import calibration_reader, finished, has_any, prepared
+from petra_deploy.worker.techniques._ort_graphs import LAYERS, WEIGHTED, finished, has_any, prepared, products
+from petra_deploy.worker.techniques._ort_static import Method, Static, static
+from petra_deploy.worker.techniques._placement import place
 
 PHASE = Phase.QUANTIZE
 ORDER = 1
 ACTS_ON: ActsOn = "graph"
-LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 BETWEEN = [  # what stands between convolutions and has an int8 form
     "Add", "Mul", "Relu", "Clip", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool",
     "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Resize", "Pad",
 ]  # fmt: skip
 FOR_TENSORRT = ["Add", "MaxPool", "AveragePool", "GlobalAveragePool"]  # beside LAYERS, around convolutions
-WEIGHTED = (
-    "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "MultiheadAttention",
-    "Conv", "ConvTranspose", "Gemm", "MatMul",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Data):
-    method: Literal["minmax", "entropy", "percentile"] = "minmax"  # how an activation's range is found
+    method: Method = "minmax"  # how an activation's range is found
     calibration_rows: Annotated[int, Ge(1)] = 256
     reduce_range: bool = False  # 7-bit weights, for kernels whose 16-bit sums saturate
     symmetric: bool = False  # int8 activations around zero, as TensorRT wants them
@@ -63,57 +61,38 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
 
     Raises Problem("unsupported") where the quantizer fails or nothing became int8.
     """
-    from onnx import TensorProto
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-
-    methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
-    }
     source = prepared(model, tools)
-    types, products = _chosen(source, options.symmetric)
+    types, left = _chosen(source, options.symmetric)
+    placed: dict[str, int] = {}
 
     def quantize(path: Path) -> None:
-        quantize_static(
+        static(
             source,
             path,
-            calibration_reader(tools, options.calibration_rows),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=types,
-            nodes_to_exclude=products,
-            activation_type=QuantType.QInt8 if options.symmetric else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            per_channel=True,
-            reduce_range=options.reduce_range,
-            calibrate_method=methods[options.method],
-            extra_options={
-                "DefaultTensorType": TensorProto.FLOAT,
-                "CalibStridedMinMax": 1,  # one batch at a time, so that memory is bounded
-                "ActivationSymmetric": options.symmetric,
-                "WeightSymmetric": True,
-                "QuantizeBias": not options.symmetric,
-                "OpTypesToExcludeOutputQuantization": types if options.symmetric else [],  # pairs at inputs only
-            },
+            tools,
+            Static(types=types, excluded=left, **vars(options)),
         )
+        if options.symmetric:
+            graph = ir.load(path)
+            placed.update(place(graph))
+            ir.save(graph, path)
 
     path, counts = finished(quantize, tools, "only convolutions and linear layers become int8 here")
     rows = min(options.calibration_rows, len(tools.calibration))
-    return Applied(path, facts={"int8": counts, "calibration_rows": rows})
+    return Applied(path, facts={"int8": counts, "calibration_rows": rows, **({"fused": placed} if placed else {})})
 
 
 def _chosen(path: Path, symmetric: bool) -> tuple[list[str], list[str]]:
     """The operator types to quantize, and the nodes among them to leave in float.
 
     Around convolutions everything must be int8 for the runtime to fuse it. In a transformer residual
-    additions and attention scores stay in float: int8 costs them accuracy and saves little time.
+    additions and attention scores stay in float: int8 costs them accuracy and saves little time. For
+    TensorRT an addition of a constant, a bias that stands alone, is float as other biases are.
     """
     graph = ir.load(path).graph
     convolutional = any(node.op_type in ("Conv", "ConvTranspose") for node in graph)
-    products = [
-        node.name or ""
-        for node in graph
-        if node.op_type == "MatMul" and all(value is None or value.const_value is None for value in node.inputs)
-    ]
     between = FOR_TENSORRT if symmetric else BETWEEN
-    return LAYERS + (between if convolutional else []), products
+    left = products(graph)
+    if symmetric:
+        left += [n.name or "" for n in graph if n.op_type == "Add" and any(v and v.const_value for v in n.inputs)]
+    return LAYERS + (between if convolutional else []), left

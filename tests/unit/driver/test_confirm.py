@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from petra_deploy.core import machine
 from petra_deploy.core.event import silent
-from petra_deploy.core.job import Job, Measure, Scored
-from petra_deploy.core.outcome import Done, Failed, Figure, Front, Goal, Outcome, Score
+from petra_deploy.core.job import CompileCheck, Job, Measure, Predict, Scored
+from petra_deploy.core.outcome import Compiled, Done, Failed, Figure, Front, Goal, Outcome, Score
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.core.workload import SealedSplit, Split
@@ -28,6 +29,7 @@ class Run:
     def __init__(self, outcome: Outcome, speedups: dict[str, float], drops: dict[str, float]) -> None:
         self.outcome, self.speedups, self.drops = outcome, speedups, drops
         self.jobs: list[Job[Any]] = []
+        self.compiled: Done[Any] | Failed = Done(value=Compiled(compiler="TensorRT-RTX 1.7"), seconds=1)
         self.breaks_in = ("", 0)  # an engine, and the turn in which it fails
 
     def __call__(self, job: Job[Any]) -> Done[Any] | Failed:
@@ -39,6 +41,12 @@ class Run:
             figure = Figure(value=self.speedups[job.engine.key], unit="ratio", n=before + job.rounds)
             assert self.outcome.measurement
             return Done(value=replace(self.outcome.measurement, speedups=(figure,)), seconds=1)
+        if isinstance(job, Predict):
+            figure = Figure(value=self.speedups[job.engine.key], unit="ratio", n=0, origin="predicted")
+            assert self.outcome.measurement
+            return Done(value=replace(self.outcome.measurement, speedups=(figure,)), seconds=1)
+        if isinstance(job, CompileCheck):
+            return self.compiled
         assert isinstance(job, Scored)
         if job.split_name != "test":
             raise AssertionError("only the test split is scored here")
@@ -68,6 +76,7 @@ def judge(
     p50: float = 4.0,
     round_seconds: float = 3.0,
     sealed: bool = True,
+    place: Place | None = None,
 ) -> Front:
     outcome = shipment.chosen
     assert outcome.engine
@@ -88,7 +97,7 @@ def judge(
     split = Split(key="rows", rows=10, labelled=True)
     case = Case(
         workload=shipment.workload,
-        place=Place(TARGET),
+        place=place or Place(TARGET),
         batches=(1, 16),
         baseline=replace(outcome.engine, key="baseline"),
     )
@@ -131,6 +140,33 @@ def test_a_finalist_that_fails_in_a_later_round_has_failed(shipment: Shipment, s
     (failed,) = [o for o in front.outcomes if o.failed]
     assert str(failed.failed) == "measure: it broke"
     assert run.turns("b") == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Done(value=Compiled(compiler="TensorRT-RTX 1.7"), seconds=1), "compiles for compute capability 8.9 with"),
+        (Done(value=Compiled(compiler="TensorRT-RTX 1.7", refused=("no Odd",)), seconds=1),
+         "TensorRT-RTX 1.7 does not compile it for compute capability 8.9, TensorRT may: no Odd"),
+        (Failed(job="compile_check", kind="timeout", reason="120 s are over"),
+         "not compiled as a check for compute capability 8.9: 120 s are over"),
+    ],
+)  # fmt: skip
+def test_what_the_compiler_says_of_an_absent_gpu_is_a_note_and_drops_nothing(
+    answer: Done[Any] | Failed, said: str, shipment: Shipment, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "installed", lambda runtime: runtime == "tensorrt_rtx")
+    run = Run(shipment.chosen, {"a": 5.0}, {"a": 0.1})
+    run.compiled = answer
+    front = judge(run, shipment, store, place=Place(machine.resolve("l4"), why="is not here"))
+    assert front.chosen is not None
+    (note,) = front.chosen.notes
+    assert note.startswith(said)
+    run.jobs.clear()
+    judge(
+        run, shipment, store, place=Place(machine.resolve("h100"), why="is not here")
+    )  # it compiles for none of these
+    assert not [job for job in run.jobs if isinstance(job, CompileCheck)]
 
 
 def test_rounds_that_agree_by_luck_do_not_make_a_narrower_interval_than_the_finalists_have_together(

@@ -23,7 +23,7 @@ from petra_deploy.testing.families import FAMILIES
 from petra_deploy.worker.backends import _trt, _trt_cache
 from petra_deploy.worker.backends import tensorrt_rtx as backend
 from petra_deploy.worker.backends._trt_build import Settings
-from petra_deploy.worker.techniques import half, quantize_ort
+from petra_deploy.worker.techniques import half, quantize_fp8, quantize_ort
 from tests.models import CASES, Case
 from tests.unit.worker.nets import add_graph, save_net
 from tests.unit.worker.techniques.graphs import exported, inside
@@ -67,6 +67,18 @@ def test_every_family_compiles_in_every_precision_and_for_turing_in_fp16(family:
     int8 = Path(quantize_ort.apply(graph, options, case.tools(inside(folder, "int8"))).model)
     assert "DequantizeLinear" in {node.op_type for node in onnx.load(int8).graph.node}
     assert {c: backend.compile_check(int8, c) for c in MODERN} == dict.fromkeys(MODERN, ())
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "hand_encoder"])
+def test_fp8_compiles_where_there_is_fp8_and_is_refused_elsewhere(name: str, tmp_path: Path) -> None:
+    case = CASES[name]()
+    tools = case.tools(inside(tmp_path, "fp8"))
+    fp8 = Path(quantize_fp8.apply(exported(case, tmp_path), quantize_fp8.Options(calibration_rows=8), tools).model)
+    for graph in (fp8, halved(case, fp8, inside(tmp_path, "half"))):
+        assert {c: backend.compile_check(graph, c) for c in ("8.9", "12.0")} == {"8.9": (), "12.0": ()}
+        (said,) = backend.compile_check(graph, "8.6")
+        assert said.startswith("TensorRT-RTX refuses the graph: ")
+        assert "fp8" in said
 
 
 def test_every_refused_node_has_its_sentence(tmp_path: Path) -> None:
