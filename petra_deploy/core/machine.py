@@ -7,6 +7,7 @@
 Standard library only, so the driver may ask at once.
 """
 
+import contextlib
 import ctypes
 import difflib
 import fnmatch
@@ -239,6 +240,15 @@ def cuda_devices() -> tuple[CudaDevice, ...]:
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return ()
     return tuple(_cuda_device(driver, device) for device in range(count.value))
+
+
+def gpus() -> dict[str, object]:
+    """The CUDA devices and what the driver supports, for the record of a measurement on one."""
+    version = ctypes.c_int()
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    names = [f"{device.name} ({device.compute_capability})" for device in cuda_devices()]
+    return {"gpus": names, "cuda": f"{version.value // 1000}.{version.value % 1000 // 10}"}
 
 
 def _cuda_device(driver: ctypes.CDLL, device: int) -> CudaDevice:

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from petra_deploy.core import files, ledger, machine
+from petra_deploy.core import files, ledger
 from petra_deploy.core.errors import BadInput, NotMet
 from petra_deploy.core.event import OnEvent
 from petra_deploy.core.folder import RunFolder
 from petra_deploy.core.job import Measure
-from petra_deploy.core.outcome import Budget, Engine, Failed, Front, Outcome
+from petra_deploy.core.outcome import Budget, Engine, Failed, Front, Measurement, Outcome
 from petra_deploy.core.request import Request
 from petra_deploy.core.strategy import FULL, Strategy
 from petra_deploy.core.workload import Loaded, Workload
-from petra_deploy.driver.build import Asked, at_hand, built, disagrees, made_up, must
+from petra_deploy.driver.build import Asked, at_hand, built, disagrees, made_up, must, several
 from petra_deploy.driver.bundle import update
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.bundle.verify import verify
@@ -127,7 +127,8 @@ def _timed(engine: Engine, case: Case, session: Session) -> Outcome:
 
 def _brought(outcome: Outcome, entry: Path, case: Case, here: bool, session: Session) -> Outcome:
     """A finalist with an engine of this target; failed where it does not build, or not compute what its file says."""
-    engine = built(entry, case.workload.signature, case.place.target, dict(outcome.strategy.runtime), session)
+    settings = several(case.place, dict(outcome.strategy.runtime))  # what is measured is what may ship
+    engine = built(entry, case.workload.signature, case.place.target, settings, session)
     if isinstance(engine, Failed):
         session.say(f"{outcome.strategy.describe()} failed at {engine}", "warning")
         return replace(outcome, engine=None, failed=engine)
@@ -147,7 +148,8 @@ def _record(confirmed: Front, front: Front, place: Place, model: str, session: S
         if outcome.ok and outcome.measurement and outcome.engine and predicted and predicted.work:
             entries += ledger.compare(
                 predicted, outcome.measurement, model=model, strategy=outcome.strategy.describe(),
-                artifact=outcome.engine.graph, device=_device(place), versions=outcome.engine.versions,
+                artifact=outcome.engine.graph, device=_device(place, outcome.measurement),
+                versions=outcome.engine.versions,
             )  # fmt: skip
     if not entries:
         return ()
@@ -168,9 +170,10 @@ def _errors(entries: Sequence[ledger.Entry]) -> str:
     )
 
 
-def _device(place: Place) -> str | None:
+def _device(place: Place, measured: Measurement) -> str | None:
     """The driver's name of the device; None for a processor, whose name the measurement has."""
     if place.target.device != "cuda":
         return None
-    fitting = [device.name for device in machine.cuda_devices() if machine.matches(place.target, device)]
-    return fitting[0] if fitting else place.target.device_name or place.target.name
+    names = measured.machine.get("gpus")
+    found = str(names[0]).rpartition(" (")[0] if isinstance(names, list | tuple) and names else ""
+    return found or place.target.device_name or place.target.name

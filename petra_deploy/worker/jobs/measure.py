@@ -55,7 +55,7 @@ def run(job: Measure, context: Context) -> Measurement:
     sitting = {"seed": job.seed, "rounds": len(measured), "core": core, "before": before, "after": after}
     sittings = [*earlier.get("sittings", []), sitting]
     found = figures(rounds)
-    fingerprint = machine.fingerprint()
+    fingerprint = machine.fingerprint() | (machine.gpus() if job.target.device == "cuda" else {})
     record = {
         "schema": "petra-deploy/rounds/1", "candidate": job.engine.key, "baseline": job.baseline.key,
         "runtimes": {side: engine.backend for side, engine in engines.items()},  # a key is of files alone

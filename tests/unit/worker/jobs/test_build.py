@@ -20,9 +20,7 @@ def test_an_engine_is_published_with_the_settings_asked_for(store: Store) -> Non
 
 
 def test_a_target_that_the_runtime_cannot_serve_is_a_failure_with_its_reason(store: Store) -> None:
-    failed = Inline(store)(
-        Build(graph=add_graph(store), target=Target(name="gpu", runtime="openvino", device="cuda"))
-    )
+    failed = Inline(store)(Build(graph=add_graph(store), target=Target(name="gpu", runtime="openvino", device="cuda")))
     assert isinstance(failed, Failed)
     assert failed.kind == "unsupported"
     assert "cannot serve gpu" in failed.reason
