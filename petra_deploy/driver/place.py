@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from petra_deploy.core import ledger, machine
 from petra_deploy.core.errors import BadInput, TargetAbsent
 from petra_deploy.core.outcome import ErrorBar
+from petra_deploy.core.plan import Plan
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.core.target import Target
 
@@ -57,8 +58,16 @@ class Place:
 
         The processor's own int8 kernels may saturate (without VNNI), which the target's do not.
         """
-        stands_in = self.predicted and self.target.device != "cpu"
-        return {**strategy.runtime, "optimization": "none"} if stands_in else strategy.runtime
+        return {"optimization": "none"} if self.stands_in else strategy.runtime
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether a processor computes what a GPU will serve."""
+        return self.predicted and self.target.device != "cpu"
+
+    def searchable(self, plan: Plan) -> Plan:
+        """The plan without settings of a runtime that is not here: a prediction knows nothing of them."""
+        return replace(plan, runtime={}) if self.stands_in else plan
 
     @property
     def sentence(self) -> str:

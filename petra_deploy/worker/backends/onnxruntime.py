@@ -61,10 +61,7 @@ class Settings(Data):
 
 
 def obstacles(target: Target) -> tuple[str, ...]:
-    """Raises Problem "extra" where the target is a CUDA device and this ONNX Runtime was built without it."""
-    if target.device == "cuda":
-        device.require("cuda")
-    return ()
+    return ()  # whether this ONNX Runtime has a provider for the device, building tells
 
 
 def knobs(target: Target) -> dict[str, Knob]:
@@ -76,12 +73,14 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
     """Put `model.onnx` into `folder`, and show that it opens and runs with these settings.
 
     The engine's key is empty: who publishes the folder knows it. Raises Problem "unsupported"
-    where ONNX Runtime refuses the graph, "mismatch" where its doors are not the signature's.
+    where ONNX Runtime refuses the graph, "mismatch" where its doors are not the signature's, "extra" where
+    the target is a CUDA device and this ONNX Runtime was built without.
     """
     wanted = files.decode(dict(settings), Settings, "the runtime settings")
     resolved = asdict(wanted) | {"threads": wanted.threads or target.threads}
     resolved["disabled_optimizers"] = wanted.disabled()
     resolved["provider"] = wanted.provider or target.device
+    device.require(resolved["provider"])
     if resolved["provider"] == "cpu":
         resolved |= {"cuda_graph": "off", "channels": "first"}
     shutil.copyfile(model, folder / "model.onnx")

@@ -8,7 +8,9 @@ from petra_deploy.core import ledger, machine
 from petra_deploy.core.errors import BadInput, MissingExtra, TargetAbsent
 from petra_deploy.core.machine import CudaDevice
 from petra_deploy.core.outcome import ErrorBar
+from petra_deploy.core.plan import Knob, Layout, Plan
 from petra_deploy.core.strategy import Strategy
+from petra_deploy.core.workload import Signature
 from petra_deploy.driver.place import find
 
 
@@ -97,3 +99,22 @@ def test_in_place_of_an_absent_target_no_other_runtime_is_tried(monkeypatch: pyt
     assert place.predicted
     assert place.target.precisions == ("fp32", "fp16")
     assert find("t4").other_runtimes == ()
+
+
+def test_what_stands_in_for_a_gpu_gets_none_of_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_devices", tuple)
+    place = find("t4")
+    strategy = Strategy(runtime={"optimization_level": 5, "cuda_graph": "off"})
+    assert place.settings(strategy) == {"optimization": "none"}
+    layout = Layout(form="module", signature=Signature(inputs=(), outputs=()), parameters=0, bytes=0, operators={})
+    plan = Plan(
+        layout=layout,
+        offers=(),
+        runtime={"optimization_level": Knob.integer(3, 5)},
+        unavailable={},
+        train_rows=0,
+        train_seconds_per_row=None,
+        forward_seconds_per_row=0.0,
+    )
+    assert place.searchable(plan).runtime == {}
+    assert find("cpu").searchable(plan) == plan

@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -139,8 +140,9 @@ except KeyboardInterrupt:
 def test_no_telemetry_is_loaded_and_ctrl_c_is_still_an_exception(store: Store, tmp_path: Path) -> None:
     build(store, add_graph(store), tmp_path)
     done = subprocess.run(
-        [sys.executable, "-c", OPENED, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
-    )
+        [sys.executable, "-c", OPENED, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell has it ignored
+    )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
