@@ -11,8 +11,6 @@ has date, driver and versions; what failed stands in it with its reason.
 """
 
 import argparse
-import contextlib
-import ctypes
 import json
 import os
 import statistics
@@ -21,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -169,7 +168,7 @@ def engines(out: Path, target: Target, runtime: str) -> Iterator[dict[str, Any]]
     """One entry a precision, with CUDA graphs off and on; a failure is an entry too."""
     loaded = files.read_json(out / "loaded.json", Loaded)
     request = Request(model=ModelSource(path=str(out)), target=target.name)
-    served = replaced(target, runtime)
+    served = replace(target, runtime=runtime)
     with open_session(request, out / "logs-engines", lambda event: None) as session:
         baseline = built(session, loaded.workload, (), served, {"cuda_graph": "off"})
         if isinstance(baseline, Failed):
@@ -189,12 +188,6 @@ def engines(out: Path, target: Target, runtime: str) -> Iterator[dict[str, Any]]
                 entry["seconds"] = round(time.monotonic() - start, 1)
                 print(json.dumps({key: entry[key] for key in entry if key != "facts"})[:400], flush=True)
                 yield entry
-
-
-def replaced(target: Target, runtime: str) -> Target:
-    from dataclasses import replace
-
-    return replace(target, runtime=runtime)
 
 
 def built(
@@ -306,18 +299,9 @@ def onnxruntime_ms(model: Path, settings: dict[str, object], feeds: dict[str, np
 
 
 def driver() -> dict[str, Any]:
-    version = ctypes.c_int()
-    with contextlib.suppress(OSError):
-        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
     query = ["nvidia-smi", "--query-gpu=driver_version,clocks.sm,clocks.mem,power.limit", "--format=csv,noheader"]
-    try:
-        said = subprocess.run(query, capture_output=True, text=True)
-    except OSError:
-        return {}
-    return {
-        "cuda": f"{version.value // 1000}.{version.value % 1000 // 10}",
-        "version, clocks, power limit": said.stdout.strip(),
-    }
+    said = guarded(lambda: subprocess.run(query, capture_output=True, text=True).stdout.strip())
+    return {"cuda": machine.gpus()["cuda"], "version, clocks, power limit": said}
 
 
 def shown(figure: Figure | None) -> Any:

@@ -23,6 +23,7 @@ from petra_deploy.core.workload import TensorSpec
 from petra_deploy.driver.bundle.manifest import Manifest, RuntimeFacts
 from petra_deploy.driver.bundle.verify import verify
 
+_ON_A_GPU: dict[str, dict[str, object]] = {"onnxruntime": {"provider": "cuda"}}  # what opening cannot tell by itself
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -57,7 +58,7 @@ def _serving(manifest: Manifest) -> RuntimeFacts:
     if manifest.runtime.name != "onnxruntime":
         return manifest.runtime
     if machine.cuda_devices():
-        return RuntimeFacts(name=target.runtime)
+        return RuntimeFacts(name=target.runtime, settings=_ON_A_GPU.get(target.runtime, {}))
     warnings.warn(f"this bundle is for {target.name}, which is not here: it runs on the processor", stacklevel=3)
     return manifest.runtime
 

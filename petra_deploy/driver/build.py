@@ -22,6 +22,7 @@ from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import ModelSource, Signature, Split
+from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle import update
 from petra_deploy.driver.bundle.manifest import ExampleInput, Manifest
 from petra_deploy.driver.bundle.verify import verify
@@ -58,7 +59,8 @@ def build(bundle: Path, asked: Asked, logs: Path, on_event: OnEvent) -> Manifest
     with open_session(request, logs, on_event) as session:
         place = at_hand(request.target, asked.runtime, session)
         signature = Signature(inputs=manifest.inputs, outputs=manifest.outputs)
-        settings = dict(manifest.runtime.settings) if manifest.runtime.name == place.target.runtime else {}
+        own = manifest.runtime.name == place.target.runtime  # else these are another runtime's settings
+        settings = dict(recipes.read(bundle / "strategy.json").strategy.runtime) if own else {}
         session.say(f"building for {place.target.name} with {place.target.runtime}")
         engine = must(built(bundle, signature, place.target, several(place, settings), session))
         split = made_up(manifest.example_inputs, signature, session.store)

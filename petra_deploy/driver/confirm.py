@@ -52,7 +52,7 @@ def confirm(
         measured = over_half(_in_turns(list(finalists), case, baseline, limits, session))
     order = sorted(measured, key=lambda o: -choose.gain(o, goal, case.baseline.bytes if case.baseline else 1))
     if sealed is None:
-        return _chosen(order, goal, case.baseline.bytes)
+        return chosen_of(order, goal, case.baseline.bytes)
     reference = session.run(score_job(case.baseline, case, sealed.split, "test", None, limits))
     if isinstance(reference, Failed):
         return Front(
@@ -67,7 +67,7 @@ def confirm(
         judged.append(
             replace(outcome, failed=score) if isinstance(score, Failed) else replace(outcome, test=score.value)
         )
-    return _chosen(judged, goal, case.baseline.bytes)
+    return chosen_of(judged, goal, case.baseline.bytes)
 
 
 def round_seconds(baseline: Outcome, seconds: float | None = None) -> float:
@@ -246,7 +246,7 @@ def _compiled(outcome: Outcome, case: Case, session: Session) -> Outcome:
     return replace(outcome, notes=(*outcome.notes, note))
 
 
-def _chosen(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:
+def chosen_of(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:
     """The first in the order that holds on the test split and is better than the baseline."""
     for index, outcome in enumerate(judged):
         if not outcome.ok or outcome.test is None or outcome.test.drop is None:

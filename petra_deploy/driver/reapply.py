@@ -19,10 +19,11 @@ from petra_deploy.core.outcome import Front, Outcome
 from petra_deploy.core.plan import Offer
 from petra_deploy.core.request import Request
 from petra_deploy.core.strategy import FULL, Strategy
+from petra_deploy.driver.build import rebuilt
 from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle import write as bundle
 from petra_deploy.driver.certify import certified, refuse_elsewhere
-from petra_deploy.driver.confirm import confirm
+from petra_deploy.driver.confirm import chosen_of, confirm, with_half
 from petra_deploy.driver.evaluate import evaluate
 from petra_deploy.driver.optimize import Finished, load, measure_baseline
 from petra_deploy.driver.place import find
@@ -60,9 +61,11 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
         folder.record(0, outcome)
         if outcome.failed:
             raise from_failure(outcome.failed)
-        front = confirm([outcome], request.goal, case, baseline, loaded.sealed, session)
+        finalists = with_half(rebuilt([outcome], place, session), [outcome], case, session)
+        confirmed = confirm(finalists, request.goal, case, baseline, loaded.sealed, session)
+        built = next(o for o in confirmed.outcomes if o.strategy == complete)
+        front = chosen_of([built], request.goal, case.baseline.bytes if case.baseline else 1)
         files.write_json(folder.front, front)
-        built = front.outcomes[0]
         broken = _broken(front, built, recipe.promise, request)
         destination = folder.path / "nearest" if broken else folder.bundle
         shipment = bundle.Shipment(

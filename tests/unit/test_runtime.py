@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import petra_deploy
@@ -126,3 +127,18 @@ def test_a_bundle_for_a_gpu_that_was_not_there_is_served_by_the_gpu_where_there_
             (MissingExtra, TargetAbsent), match=r"cannot be opened: TensorRT (is not installed|runs on)"
         ):
             petra_deploy.load_bundle(bundle)  # which of the two is looked for first depends on what is installed
+
+
+def test_on_the_gpu_onnxruntime_is_told_to_use_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A predicted bundle's own settings are those of the processor that stood in."""
+    manifest = files.read_json(bundle / "manifest.json", Manifest)
+    h200 = replace(manifest.target, name="h200", runtime="onnxruntime", device="cuda")
+    files.write_json(bundle / "manifest.json", replace(manifest, target=h200))
+    monkeypatch.setattr(machine, "cuda_devices", lambda: (machine.CudaDevice("NVIDIA H200", "9.0", 1 << 37),))
+    if not installed_with_cuda():
+        with pytest.raises(MissingExtra, match="no CUDAExecutionProvider"):
+            petra_deploy.load_bundle(bundle)
+
+
+def installed_with_cuda() -> bool:
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()

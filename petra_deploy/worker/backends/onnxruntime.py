@@ -87,10 +87,7 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
     facts: dict[str, object] = {}
     for name, better, plain in (("channels", "last", "first"), ("cuda_graph", "on", "off")):
         if resolved[name] == "auto":
-            trial = (
-                {"cuda_graph": "off", **resolved, name: better} if name == "channels" else {**resolved, name: better}
-            )
-            why = _refused(folder / "model.onnx", trial, graph.signature)
+            why = _refused(folder / "model.onnx", {**resolved, name: better}, graph.signature)
             resolved[name], facts[name] = (plain if why else better), (why or "as wanted")
     with tempfile.TemporaryDirectory() as scratch:
         optimized = Path(scratch) / "optimized.onnx"
