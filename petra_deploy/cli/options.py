@@ -70,13 +70,17 @@ workload = _together(
                  help="accuracy, f1, auc, mse, mae, rmse, r2, cosine, agreement, or yours. Example: --metric f1"),
 )  # fmt: skip
 
-target = _together(
-    click.option("--target", default="cpu", show_default=True, metavar="NAME|FILE.toml|ssh://HOST/NAME",
-                 help="Where it will run, of `petra-deploy targets list`. Example: --target cpu"),
+remote = _together(
     click.option("--remote", metavar="[USER@]HOST[:PORT]",
                  help="The machine that has the target, over ssh (docs/remote.md). Example: --remote me@box"),
     click.option("--remote-python", metavar="PATH",
                  help="The Python there  [default: python3]. Example: --remote-python /opt/venv/bin/python"),
+)  # fmt: skip
+
+target = _together(
+    click.option("--target", default="cpu", show_default=True, metavar="NAME|FILE.toml|ssh://HOST/NAME",
+                 help="Where it will run, of `petra-deploy targets list`. Example: --target cpu"),
+    remote,
 )  # fmt: skip
 
 judgement = _together(
@@ -108,10 +112,7 @@ here = _together(
 
 elsewhere = _together(
     here,
-    click.option("--remote", metavar="[USER@]HOST[:PORT]",
-                 help="The machine that has the target, over ssh (docs/remote.md). Example: --remote me@box"),
-    click.option("--remote-python", metavar="PATH",
-                 help="The Python there  [default: python3]. Example: --remote-python /opt/venv/bin/python"),
+    remote,
 )  # fmt: skip
 
 out = click.option("--out", type=PATH, metavar="FOLDER",

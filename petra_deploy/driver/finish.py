@@ -62,7 +62,7 @@ def finish(folder: RunFolder, asked: Asked, on_event: OnEvent) -> Finished:
             raise NotMet(f"nothing of the front holds on {place.target.name}: {confirmed.why}",
                          "search there: petra-deploy optimize on that machine")  # fmt: skip
         source = next(entry for o, entry in _entries(folder, front) if o.strategy == chosen.strategy)
-        manifest = update.measured(folder.bundle, source, chosen, engine, notes, session.store)
+        manifest = update.measured(folder.bundle, source, chosen, engine, place.target, notes, session.store)
         return Finished(
             front=confirmed, trials=confirmed.outcomes, out=folder.path, manifest=manifest, bundle=folder.bundle
         )

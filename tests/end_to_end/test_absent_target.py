@@ -131,6 +131,9 @@ def test_bench_finishes_a_predicted_run_where_the_target_is(place, far):
     assert "predictions the latency was off by a factor of" in done.err
     assert done.json["speedup"]["origin"] == done.json["candidate"]["latency_ms"]["origin"] == "measured"
     assert done.json["speedup"]["n"] >= 7
+    assert done.json["target"]["name"] == "cpu"
+    recipe = json.loads((place.folder / "run-far/bundle/strategy.json").read_text())
+    assert (recipe["target"], recipe["promise"]["speedup"]["origin"]) == ("cpu", "measured")
     assert not [note for note in done.json["notes"] if "is predicted" in note]
     assert done.json["metric"]["split"] == "test"
     assert place.petra("verify", "run-far/bundle").code == 0

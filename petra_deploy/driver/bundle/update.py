@@ -15,8 +15,10 @@ from pathlib import Path
 from petra_deploy.core import files
 from petra_deploy.core.outcome import Engine, Outcome
 from petra_deploy.core.store import Store, digest_file
+from petra_deploy.core.target import Target
 from petra_deploy.driver.bundle import manifest as m
 from petra_deploy.driver.bundle import readme, triton
+from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle.verify import read_manifest
 from petra_deploy.driver.bundle.write import BASELINE, MODEL, metric_facts, side, versions_of
 
@@ -40,9 +42,11 @@ def built(bundle: Path, engine: Engine, store: Store) -> m.Manifest:
 
 
 def measured(
-    folder: Path, source: Path, outcome: Outcome, baseline: Engine, notes: tuple[str, ...], store: Store
+    folder: Path, source: Path, outcome: Outcome, baseline: Engine, target: Target, notes: tuple[str, ...], store: Store
 ) -> m.Manifest:
-    """The bundle of `source` at `folder`, with what was measured of `outcome` in place of what was predicted."""
+    """The bundle of `source` at `folder`, with what was measured of `outcome` on `target` in place of what was
+    predicted, in its recipe's promise too.
+    """
     engine, found = outcome.engine, outcome.measurement
     if engine is None or found is None:
         raise ValueError("only a measured outcome can ship")
@@ -54,7 +58,9 @@ def measured(
         return replace(
             old,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
-            target=replace(old.target, runtime=engine.backend),
+            target=m.TargetFacts(
+                name=target.name, runtime=engine.backend, device=target.device, instructions=target.instructions
+            ),
             baseline=side(BASELINE, baseline, found.baseline, speedups, store),
             candidate=side(MODEL, engine, found.candidate, speedups, store),
             speedup=m.Ratio.of(found.speedup, batch),
@@ -69,11 +75,19 @@ def measured(
             notes=tuple(dict.fromkeys((*kept, *notes, *found.warnings))),
         )
 
-    return _rewritten(folder, source, engine, change, store)
+    recipe = recipes.read(source / "strategy.json")
+    drop = outcome.test.drop if outcome.test else None
+    promise = recipes.Promise(speedup=found.speedup, drop=drop, size_ratio=round(baseline.bytes / engine.bytes, 4))
+    return _rewritten(folder, source, engine, change, store, replace(recipe, target=target.name, promise=promise))
 
 
 def _rewritten(
-    folder: Path, source: Path, engine: Engine, change: Callable[[m.Manifest], m.Manifest], store: Store
+    folder: Path,
+    source: Path,
+    engine: Engine,
+    change: Callable[[m.Manifest], m.Manifest],
+    store: Store,
+    recipe: recipes.Recipe | None = None,
 ) -> m.Manifest:
     old = read_manifest(source)
     with files.new_folder(folder) as draft:
@@ -83,6 +97,8 @@ def _rewritten(
                 shutil.copyfile(source / name, draft / name)
         for file in sorted(store.path(engine.key).iterdir()):
             shutil.copyfile(file, draft / file.name)
+        if recipe is not None:
+            files.write_json(draft / "strategy.json", recipe)
         made = change(old)
         (draft / "README.md").write_text(readme.text(made, triton.model_name(made.model.name)), encoding="utf-8")
         hashes = {p.relative_to(draft).as_posix(): digest_file(p) for p in sorted(draft.rglob("*")) if p.is_file()}
