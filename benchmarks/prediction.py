@@ -31,6 +31,7 @@ from petra_deploy.core.job import Build, Inspect, Job, Measure, Predict, Transfo
 from petra_deploy.core.ledger import Entry
 from petra_deploy.core.outcome import Engine, Failed, Measurement
 from petra_deploy.core.plan import Layout
+from petra_deploy.core.rounds import figures
 from petra_deploy.core.store import Store, default_root
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.core.target import Target
@@ -39,7 +40,6 @@ from petra_deploy.driver import rates
 from petra_deploy.driver.dispatch import Dispatch
 from petra_deploy.driver.executors import local
 from petra_deploy.testing.case import Case, case
-from petra_deploy.worker.measure.figures import figures
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 MODELS: dict[str, tuple[dict[str, int], dict[str, tuple[int, ...]]]] = {  # ranges and shapes of their inputs

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Generic, Protocol, TypeVar
 
 from annotated_types import Ge, Gt
 
+from petra_deploy.core.comparison import Compared, Gate
 from petra_deploy.core.data import Data
 from petra_deploy.core.outcome import (
     Attained,
@@ -24,6 +25,7 @@ from petra_deploy.core.outcome import (
     Score,
 )  # fmt: skip
 from petra_deploy.core.plan import Inspected, Layout, Probed
+from petra_deploy.core.profile import Adopted, Benched, ScenarioName
 from petra_deploy.core.strategy import FULL, Fidelity, Strategy
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import (
@@ -217,8 +219,65 @@ class CompileCheck(Job[Compiled]):
     fresh: ClassVar[bool] = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Adopt(Job[Adopted]):
+    """An ONNX file as it is, and rows to feed it: what `bench` and `compare` start from."""
+
+    model: str  # path of a .onnx file
+    data: DataSource = field(default_factory=DataSource)  # none: rows are made up
+    inputs: tuple[str, ...] = ()  # "name:float32[1,3,224,224]", as given
+    metric: str | None = None
+
+    kind: ClassVar[str] = "adopt"
+    answer: ClassVar[type] = Adopted
+    cached: ClassVar[bool] = False  # of files that may change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench(Job[Benched]):
+    """One engine in the scenarios of MLPerf's load generator."""
+
+    engine: Engine
+    target: Target
+    split: Split  # inputs to feed
+    scenarios: tuple[ScenarioName, ...] = ("single-stream",)
+    batches: tuple[int, ...] = (1, 16)
+    rounds: Annotated[int, Ge(1)] = 5
+    seconds: Annotated[float, Gt(0)] = 1.0  # about what a scenario runs in a round, at each batch size
+    limit_ms: float | None = None  # of server: p99 must keep it; None: five times the single stream's p50
+    streams: Annotated[int, Ge(1)] = 8  # of multi-stream: rows a query
+    seed: int = 0
+
+    kind: ClassVar[str] = "bench"
+    answer: ClassVar[type] = Benched
+    exclusive: ClassVar[bool] = True
+    cached: ClassVar[bool] = False
+    fresh: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare(Job[Compared]):
+    """Two engines in paired rounds until every gate on latency is decided, or after `most_rounds`."""
+
+    base: Engine
+    new: Engine
+    target: Target
+    split: Split  # inputs to feed both
+    gates: tuple[Gate, ...]  # those on latency; their batch sizes are measured
+    most_rounds: Annotated[int, Ge(4)] = 20
+    seconds: Annotated[float, Gt(0)] = 0.25  # about what each engine runs in a round, at each batch size
+    seed: int = 0
+
+    kind: ClassVar[str] = "compare"
+    answer: ClassVar[type] = Compared
+    exclusive: ClassVar[bool] = True
+    cached: ClassVar[bool] = False
+    fresh: ClassVar[bool] = True
+
+
 _KINDS: tuple[type[Any], ...] = (
     Load, Inspect, Probe, Transform, Build, Measure, Predict, Rates, Infer, Scored, Certify, CompileCheck,
+    Adopt, Bench, Compare,
 )  # fmt: skip
 JOBS: dict[str, type[Any]] = {job.kind: job for job in _KINDS}
 

@@ -80,16 +80,21 @@ def at_hand(target: str, runtime: str, session: Session) -> Place:
 
 
 def built(
-    folder: Path, signature: Signature, target: Target, settings: dict[str, object], session: Session
+    path: Path, signature: Signature, target: Target, settings: dict[str, object], session: Session
 ) -> Engine | Failed:
-    model = folder / "model.onnx"
+    """Of an .onnx file, or of the model.onnx in a folder."""
+    graph = graph_of(path / "model.onnx" if path.is_dir() else path, signature, session.store)
+    done = session.run(Build(graph=graph, target=target, settings=settings, limits=session.limits()))
+    return done if isinstance(done, Failed) else done.value
+
+
+def graph_of(model: Path, signature: Signature, store: Store) -> Graph:
+    """A copy of a self-contained .onnx file in the store."""
 
     def copy(entry: Path) -> None:
         shutil.copyfile(model, entry / "model.onnx")
 
-    graph = Graph(key=session.store.add(copy), signature=signature, bytes=model.stat().st_size)
-    done = session.run(Build(graph=graph, target=target, settings=settings, limits=session.limits()))
-    return done if isinstance(done, Failed) else done.value
+    return Graph(key=store.add(copy), signature=signature, bytes=model.stat().st_size)
 
 
 def must(engine: Engine | Failed) -> Engine:

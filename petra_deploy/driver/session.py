@@ -7,7 +7,7 @@ with open_session(request, folder, on_event) as session:
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -54,14 +54,19 @@ class Session:
 
 
 @contextlib.contextmanager
-def open_session(request: Request, logs: Path, on_event: OnEvent, *, executor: str = "local") -> Iterator[Session]:
-    """Start the executor; it and all its processes are gone when the block is left, however that is."""
+def open_session(
+    request: Request, logs: Path, on_event: OnEvent, *, executor: str = "local", read: Sequence[Path] = ()
+) -> Iterator[Session]:
+    """Start the executor; it and all its processes are gone when the block is left, however that is.
+
+    Workers may read what the request names, and `read`.
+    """
     started = time.monotonic()
     store = Store(default_root())
     store.clean()
     remote = {"remote": request.remote} if request.remote else {}
     module = registry.find("executor", "ssh" if remote else executor)
-    opened = module.open(module.Options(store=store.root, logs=logs, read=readable(request), **remote))
+    opened = module.open(module.Options(store=store.root, logs=logs, read=(*readable(request), *read), **remote))
     try:
         yield Session(
             store=store,

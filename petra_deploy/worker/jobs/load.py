@@ -36,6 +36,7 @@ from petra_deploy.worker.workload.fit import fitted
 from petra_deploy.worker.workload.inputs import FREE, InputSpec, Run, find_ranges, parse_all, random_rows
 from petra_deploy.worker.workload.opening import Opened, open_model
 from petra_deploy.worker.workload.table import Table
+from petra_deploy.worker.workload.words import one_line
 
 _RANDOM_ROWS = {"calibration": 128, "selection": 512, "test": 512}
 _RANDOM_BYTES = 256 << 20
@@ -222,7 +223,7 @@ def _run_on(ready: _Ready, part: Table) -> list[tuple[str, np.ndarray]]:
         raise
     except Exception as error:  # the user's forward may raise anything
         hint = "check that all rows fit the model: index ranges, shapes, values"
-        raise Problem("input", f"the model raised {factory.one_line(error)} on rows of {part.where}", hint) from error
+        raise Problem("input", f"the model raised {one_line(error)} on rows of {part.where}", hint) from error
 
 
 def _script_metric(script: data.Script | None) -> str | None:

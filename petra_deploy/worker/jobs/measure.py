@@ -18,10 +18,10 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Backend, Runner
 from petra_deploy.core.job import Measure
 from petra_deploy.core.outcome import Engine, Figure, Measurement
+from petra_deploy.core.rounds import drift, figures
 from petra_deploy.core.samples import Samples
 from petra_deploy.worker.context import Context
 from petra_deploy.worker.measure import loop, preflight
-from petra_deploy.worker.measure.figures import drift, figures
 from petra_deploy.worker.measure.lock import exclusive
 from petra_deploy.worker.measure.memory import peak_memory
 

@@ -7,7 +7,7 @@ memory moves its speed by more than its calls scatter. Inside, one engine runs a
 alternating single calls would let the larger model evict the smaller from the caches at each
 switch and distort a ratio threefold. The first call of a run is kept apart. Nothing is dropped.
 
-What is recorded is plain data and goes to the store as it is; `figures.py` makes Figures of it.
+What is recorded is plain data and goes to the store as it is; core/rounds.py makes Figures of it.
 """
 
 import math

@@ -21,9 +21,10 @@ from petra_deploy.core import metrics
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.workload import DataSource
 from petra_deploy.worker.workload import npz
-from petra_deploy.worker.workload.factory import import_file, one_line, required
+from petra_deploy.worker.workload.factory import import_file, required
 from petra_deploy.worker.workload.objects import table_of
 from petra_deploy.worker.workload.table import Table, joined
+from petra_deploy.worker.workload.words import one_line
 
 PARTS = ("train", "calibration", "selection", "test")
 _SYNONYMS = {"val": "selection", "valid": "selection", "validation": "selection", "dev": "selection"}

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.workload.factory import one_line
 from petra_deploy.worker.workload.onnx_file import input_specs, runner
 from petra_deploy.worker.workload.torchscript import check, quiet
+from petra_deploy.worker.workload.words import one_line
 
 _HINT = "export the original module with torch.onnx.export, or give its state_dict with --model file.py:function"
 

@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import inspect
 import sys
-import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +19,7 @@ import torch
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.store import digest_file
+from petra_deploy.worker.workload.words import one_line
 
 _USUAL = (
     "model",
@@ -168,17 +168,6 @@ def defines(file: Path, name: str) -> bool:
     except (OSError, SyntaxError, ValueError, RecursionError):
         return False
     return any(isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == name for n in tree.body)
-
-
-def one_line(error: BaseException, file: Path | None = None) -> str:
-    """The exception's class and text in one line, and the line of `file` that it came from."""
-    text = (str(error).strip().splitlines() or [""])[0][:300]
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    if file is not None:
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
-        if lines:
-            said += f" (line {lines[-1]})"
-    return said
 
 
 def _import_module(name: str, option: str) -> ModuleType:

@@ -17,9 +17,9 @@ import numpy as np
 from petra_deploy.core import metrics
 from petra_deploy.core.errors import BadInput, Problem
 from petra_deploy.core.workload import MetricSpec, TensorSpec
-from petra_deploy.worker.workload.factory import one_line
 from petra_deploy.worker.workload.fit import show
 from petra_deploy.worker.workload.table import Array
+from petra_deploy.worker.workload.words import one_line
 
 Kind = Literal["classes", "binary", "one_hot", "values"]
 _FOR_CLASSES = frozenset(("accuracy", "f1", "auc"))

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.workload.factory import one_line, required
+from petra_deploy.worker.workload.factory import required
 from petra_deploy.worker.workload.table import Array, Table, checked, from_arrays, most_bytes
+from petra_deploy.worker.workload.words import one_line
 
 _MOST_ITEMS = 5_000_000
 _HINT = "give arrays, pairs (inputs, target), dicts of arrays, or an iterable of these"

@@ -17,12 +17,12 @@ import onnxruntime
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.workload import BATCH, Signature, TensorSpec
 from petra_deploy.worker.workload import external_data
-from petra_deploy.worker.workload.factory import one_line
 from petra_deploy.worker.workload.fit import fitted
 from petra_deploy.worker.workload.inputs import InputSpec, Run, random_rows
 from petra_deploy.worker.workload.outputs import observe
 from petra_deploy.worker.workload.sniff import regular_size
 from petra_deploy.worker.workload.table import Array, Table
+from petra_deploy.worker.workload.words import one_line
 
 _DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
 _MOST = (2 << 30) - 1
@@ -106,9 +106,26 @@ def input_specs(path: Path) -> tuple[TensorSpec, ...]:
     return tuple(found)
 
 
+def output_specs(path: Path) -> tuple[TensorSpec, ...]:
+    """The outputs as the file says them; a dimension that it leaves open is "?"."""
+    model = onnx.load_model(path, load_external_data=False)
+    found = []
+    for value in model.graph.output:
+        kind = value.type.tensor_type
+        try:
+            dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)))
+        except (KeyError, TypeError):
+            raise Problem(
+                "unsupported", f"the output {value.name} is not a tensor of numbers", "export it with tensor outputs"
+            ) from None
+        shape = tuple(d.dim_param or d.dim_value or "?" for d in kind.shape.dim)
+        found.append(TensorSpec(name=value.name, dtype=dtype, shape=shape))
+    return tuple(found)
+
+
 def settle(path: Path, example: Table | None, specs: Sequence[InputSpec]) -> tuple[Signature, tuple[str, ...]]:
     """The signature of a model written by `take`, its outputs found by running it on `example`."""
-    inputs = _narrowed(input_specs(path), specs)
+    inputs = narrowed(input_specs(path), specs)
     run = runner(path)
     if all(isinstance(spec.shape[0], str) for spec in inputs):
         return observe(inputs, run, lambda rows: feeds(inputs, example, rows))
@@ -155,7 +172,7 @@ def feeds(inputs: Sequence[TensorSpec], example: Table | None, rows: int) -> dic
     return fitted(example.take(part), inputs)[0].inputs
 
 
-def _narrowed(inputs: tuple[TensorSpec, ...], specs: Sequence[InputSpec]) -> tuple[TensorSpec, ...]:
+def narrowed(inputs: tuple[TensorSpec, ...], specs: Sequence[InputSpec]) -> tuple[TensorSpec, ...]:
     """The signature is the model's own; `--input` may only settle what it leaves dynamic."""
     said = {spec.name or inputs[min(i, len(inputs) - 1)].name: spec for i, spec in enumerate(specs)}
     if unknown := [name for name in said if name not in {spec.name for spec in inputs}]:

@@ -9,9 +9,9 @@ import numpy as np
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.workload import BATCH, Signature, TensorSpec
-from petra_deploy.worker.workload.factory import one_line
 from petra_deploy.worker.workload.inputs import Run
 from petra_deploy.worker.workload.table import Array
+from petra_deploy.worker.workload.words import one_line
 
 Feeds = Callable[[int], dict[str, Array]]
 Named = list[tuple[str, Array]]

@@ -19,11 +19,12 @@ import torch
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.worker.workload import pickles
-from petra_deploy.worker.workload.factory import defines, import_file, one_line, search
+from petra_deploy.worker.workload.factory import defines, import_file, search
 from petra_deploy.worker.workload.layers import KNOWN
 from petra_deploy.worker.workload.rebuild import rebuild
 from petra_deploy.worker.workload.recorded import Recorded, read, refusal
 from petra_deploy.worker.workload.sniff import Sniffed
+from petra_deploy.worker.workload.words import one_line
 
 SAFE_WAY = (
     "save its weights with torch.save(model.state_dict(), ...) and give the architecture as --model file.py:function; "

@@ -20,11 +20,11 @@ import torch
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.workload import BATCH, Signature, TensorSpec
 from petra_deploy.worker.model.adapter import Adapter, Call
-from petra_deploy.worker.workload.factory import one_line
 from petra_deploy.worker.workload.fit import cast
 from petra_deploy.worker.workload.inputs import FREE, InputSpec, Run, random_rows
 from petra_deploy.worker.workload.outputs import observe
 from petra_deploy.worker.workload.table import Array, Table
+from petra_deploy.worker.workload.words import one_line
 
 _HINT = "check the data's names, types and shapes, or say them with --input, as in --input image:float32[1,3,224,224]"
 

@@ -14,6 +14,7 @@ from petra_deploy.core.data import Data
 from petra_deploy.core.errors import Problem
 from petra_deploy.worker.workload import factory, pickled, state_dict
 from petra_deploy.worker.workload.sniff import Sniffed, sniff
+from petra_deploy.worker.workload.words import one_line
 
 Kind = Literal["plain", "pickle", "cloudpickle", "state_dict", "factory", "onnx"]
 
@@ -58,7 +59,7 @@ def floats(module: torch.nn.Module, notes: tuple[str, ...] = ()) -> tuple[torch.
     try:
         return module.cpu().float().eval(), notes
     except (NotImplementedError, RuntimeError) as error:
-        raise Problem("input", f"the model cannot be moved to the CPU as float32: {factory.one_line(error)}") from error
+        raise Problem("input", f"the model cannot be moved to the CPU as float32: {one_line(error)}") from error
 
 
 def _unwrapped(module: torch.nn.Module) -> torch.nn.Module:

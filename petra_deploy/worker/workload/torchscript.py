@@ -18,10 +18,10 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.core.workload import Signature
 from petra_deploy.worker.model.adapter import Adapter
 from petra_deploy.worker.workload import batch_axis, external_data, signature
-from petra_deploy.worker.workload.factory import one_line
 from petra_deploy.worker.workload.inputs import InputSpec
 from petra_deploy.worker.workload.onnx_file import input_specs, runner
 from petra_deploy.worker.workload.table import Array, Table
+from petra_deploy.worker.workload.words import one_line
 
 _OPSET = 17
 _HINT = "export the original module with torch.onnx.export, or give its state_dict with --model file.py:function"

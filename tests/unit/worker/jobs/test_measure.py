@@ -5,10 +5,10 @@ import pytest
 from petra_deploy.core import files
 from petra_deploy.core.job import Build, Measure
 from petra_deploy.core.outcome import Engine, Failed, Measurement
+from petra_deploy.core.rounds import figures
 from petra_deploy.core.store import Store
 from petra_deploy.testing.inline import Inline
 from petra_deploy.worker.measure import loop
-from petra_deploy.worker.measure.figures import figures
 from tests.unit.worker.nets import CPU, add_graph, add_split
 
 

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from petra_deploy.worker.measure.figures import drift, figures, log_ratios
+from petra_deploy.core.rounds import drift, figures, log_ratios
 
 
 def make_rounds(n: int, candidate_us: float, baseline_us: float, *, cpu: float = 1.0, slope: float = 0.0) -> list[Any]:
