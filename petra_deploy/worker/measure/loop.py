@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ SIDES = ("candidate", "baseline")
 
 CALLS = 200  # hot calls of an engine in a round, where time permits
 RUN_CALLS, RUN_SECONDS = 10, 40e-3  # a run is at least both: shorter ones still feel the other engine's caches
-_IN_RUNS = 0.4  # of the seconds an engine gets, where its runs last RUN_SECONDS only
+_IN_RUNS = 0.4  # of the seconds an engine gets, where its runs last no longer than they must
 WARM_CALLS, WARM_SECONDS = 3, 50e-3  # and warming up too
 GAP_SECONDS = 1.0  # a wait this long without work is a stop or a sleep, not the machine's speed
 REPEATS = 3  # of interrupted rounds, in all
@@ -41,6 +41,7 @@ class Effort:
 
     seconds: float
     fewest_runs: int
+    run_seconds: float = RUN_SECONDS  # the least that a run takes
 
 
 SHORT = Effort(seconds=0.3, fewest_runs=2)  # every batch size but the first
@@ -69,9 +70,10 @@ class Sitting:
 
     def __init__(
         self, openers: Mapping[str, Callable[[int], Runner]], *, seed: int, seconds: float, threads: int = 1,
-        log: Callable[[str], None],
+        run_seconds: float = RUN_SECONDS, log: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._openers, self._seed, self._seconds, self._threads = openers, seed, seconds, threads
+        self._run_seconds = run_seconds
         self._log = log
         self._attempts = self._interrupted = 0
 
@@ -81,7 +83,10 @@ class Sitting:
             seed = self._seed * 10_007 + self._attempts
             self._attempts += 1
             try:
-                return one_round(self._openers, feeds, seed=seed, seconds=self._seconds, threads=self._threads)
+                return one_round(
+                    self._openers, feeds, seed=seed, seconds=self._seconds, threads=self._threads,
+                    run_seconds=self._run_seconds,
+                )  # fmt: skip
             except _Interrupted as gap:
                 self._interrupted += 1
                 self._log(f"round {self._attempts} is discarded and repeated: {gap}")
@@ -91,12 +96,12 @@ class Sitting:
 
 def one_round(
     openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, seed: int,
-    seconds: float, threads: int = 1,
+    seconds: float, threads: int = 1, run_seconds: float = RUN_SECONDS,
 ) -> Record:  # fmt: skip
     """{"seed", "threads", "opened": order, "load_ns": {side}, "batches": {batch: {side: times, "order"}}}.
 
-    `threads` of the busier engine decide whose processor time stands beside the clock's: of the
-    calling thread where that does all the work, else of the process.
+    `threads` of the busier engine (0: a device does the work) decide whose processor time stands beside the
+    clock's: of the calling thread where that does all the work, else of the process.
     """
     cpu_clock = time.thread_time_ns if threads == 1 else time.process_time_ns
     generator = np.random.default_rng(seed)
@@ -109,9 +114,10 @@ def one_round(
             engines[side] = openers[side](int(generator.integers(2**31)))
             load[side] = time.perf_counter_ns() - start
         asleep = _suspended()
-        batches, first = {}, Effort(seconds, fewest_runs=3)
+        batches, first = {}, Effort(seconds, fewest_runs=3, run_seconds=run_seconds)
         for index, (batch, rows) in enumerate(feeds.items()):
-            batches[str(batch)] = _batch(engines, rows, SHORT if index else first, generator, cpu_clock)
+            effort = replace(SHORT, run_seconds=run_seconds) if index else first
+            batches[str(batch)] = _batch(engines, rows, effort, generator, cpu_clock)
         if _suspended() - asleep > 0.1:
             raise _Interrupted("the machine slept")
     finally:
@@ -140,11 +146,11 @@ def _batch(
 def plan(seconds: Mapping[str, float], effort: Effort) -> tuple[int, dict[str, int]]:
     """(runs of each engine, calls in a run of each) from the seconds that one call takes."""
     slowest = max(seconds.values())
-    most = min(CALLS // RUN_CALLS, math.floor(_IN_RUNS * effort.seconds / RUN_SECONDS))
+    most = min(CALLS // RUN_CALLS, math.floor(_IN_RUNS * effort.seconds / effort.run_seconds))
     runs = max(effort.fewest_runs, min(most, math.floor(effort.seconds / (RUN_CALLS * slowest))))
     lengths = {}
     for side, each in seconds.items():
-        wanted = max(RUN_CALLS, math.ceil(RUN_SECONDS / each), math.ceil(CALLS / runs)) + 1  # the first is apart
+        wanted = max(RUN_CALLS, math.ceil(effort.run_seconds / each), math.ceil(CALLS / runs)) + 1  # the first is apart
         fewest = 2 if each > SLOW_SECONDS else 3
         lengths[side] = max(fewest, min(wanted, math.floor(effort.seconds / (runs * each))))
     return runs, lengths
