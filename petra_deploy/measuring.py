@@ -6,7 +6,6 @@
 An engine is a bundle, a folder with a model.onnx, an .onnx file, or a profile that stands for one.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from petra_deploy.core.verdict import share
 from petra_deploy.core.workload import DataSource
 from petra_deploy.driver import compare as _compare
 from petra_deploy.driver.compare import Compared
+from petra_deploy.driver.session import kept_logs
 from petra_deploy.driver.subject import Rows
 
 
@@ -63,8 +63,8 @@ def compare(
                   metric=metric),
         seconds=parse_duration(time), recorded=recorded, cross_machine=cross_machine, explain=explain,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="petra-compare-") as logs:
-        found = _compare.compare(Path(base), Path(new), asked, Path(logs), on_event)
+    with kept_logs("compare") as logs:
+        found = _compare.compare(Path(base), Path(new), asked, logs, on_event)
     if save is not None:
         Path(save).parent.mkdir(parents=True, exist_ok=True)
         files.write_json(Path(save), found.comparison)
