@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from petra_deploy.core.arguments import (
+    DEFAULT_SCENARIOS,
     DEFAULT_SECONDS,
     Metric,
     Objective,
+    bench_options,
     budget,
     data_source,
     goal,
@@ -28,6 +30,7 @@ from petra_deploy.core.arguments import (
     model_source,
     out_folder,
     place,
+    refuse,
     sampler_name,
 )
 from petra_deploy.core.errors import BadInput
@@ -36,8 +39,10 @@ from petra_deploy.core.folder import interruptible, open_run
 from petra_deploy.core.job import Inspect
 from petra_deploy.core.outcome import Budget, Front, Goal, Outcome
 from petra_deploy.core.plan import Inspected
+from petra_deploy.core.profile import Profile
 from petra_deploy.core.request import Request, parse_duration
 from petra_deploy.core.workload import Loaded, LoadOptions
+from petra_deploy.driver import bench as _bench
 from petra_deploy.driver import build as _build
 from petra_deploy.driver import finish as _finish
 from petra_deploy.driver import optimize as _optimize
@@ -48,6 +53,7 @@ from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.optimize import Finished
 from petra_deploy.driver.place import find
 from petra_deploy.driver.session import open_session
+from petra_deploy.driver.subject import Rows
 from petra_deploy.runtime import load_bundle
 
 
@@ -204,26 +210,36 @@ def apply(
 
 
 def bench(
-    run: str | Path,
-    *,
-    target: str = "",
-    runtime: str = "",
-    remote: str | None = None,
-    remote_python: str | None = None,
-    time: float | str = 600.0,
-    on_event: OnEvent = silent,
-) -> Result:
-    """Finish a predicted run on its target: measure the front there, choose again, keep the predictions' errors.
+    engine: str | Path, *, target: str = "", runtime: str = "", remote: str | None = None,
+    remote_python: str | None = None, scenarios: Sequence[str] | str = DEFAULT_SCENARIOS,
+    batches: Sequence[int] = (1, 16), threads: Sequence[int] = (), rounds: int = 5, time: float | str | None = None,
+    latency_limit: float | str | None = None, streams: int = 8, data: Any = None, inputs: Sequence[str] = (),
+    seed: int = 0, save: str | Path | None = None, on_event: OnEvent = silent,
+) -> Profile | Result:  # fmt: skip
+    """Measure a bundle or an ONNX file in the scenarios of MLPerf's load generator; finish a predicted run.
 
-    `run` is the run's --out folder, here or copied to the target; `time` is in seconds, or text.
+    `time` is in seconds, or text, for all of it: a minute where none is given. `latency_limit` is in ms, or text:
+    what p99 of the server must keep (five times the single stream's p50 where none is given). Engines are fed `data`,
+    or made-up rows within `inputs`. `save` writes the profile (docs/profiles.md).
 
-    Raises BadInput where it holds no predicted front, TargetAbsent where the target is not here, NotMet where
-    nothing of the front is better than the baseline there.
+    Of the --out folder of a predicted run, here or copied to its target, the front is measured there in at most
+    `time` (10 minutes), the choice made again, and a Result returned.
+
+    Raises BadInput where `engine` names nothing that can be measured, TargetAbsent where the target is not here, NotMet
+    where nothing of a predicted front is better than the baseline there.
     """
     name, there = place(target, remote, remote_python) if target or remote else ("", None)
-    asked = Asked(target=name, runtime=runtime, remote=there, seconds=parse_duration(time))
-    with open_run(Path(run), True) as folder:
-        return _result(_finish.finish(folder, asked, on_event))
+    path = Path(engine)
+    if _finish.predicted(path):
+        refuse({"save": save, "data": data, "latency_limit": latency_limit}, f"bench {path / 'bundle'}")
+        asked = Asked(target=name, runtime=runtime, remote=there, seconds=parse_duration(time or 600.0))
+        with open_run(path, True) as folder:
+            return _result(_finish.finish(folder, asked, on_event))
+    asked = Asked(target=name, runtime=runtime, remote=there, seconds=parse_duration(time or _bench.SECONDS))
+    wanted = bench_options(scenarios, batches, threads, rounds, latency_limit, streams, seed)
+    with tempfile.TemporaryDirectory(prefix="petra-bench-") as logs:
+        rows = Rows(data=data_source(data, None, None, None, Path(logs)), inputs=tuple(inputs))
+        return _bench.bench(path, asked, wanted, rows, Path(logs), on_event, save=Path(save) if save else None)
 
 
 def build(

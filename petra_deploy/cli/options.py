@@ -38,6 +38,7 @@ class Parsed(click.ParamType[Any]):
 
 DURATION = Parsed("time", "parse_duration")
 BATCHES = Parsed("sizes", "parse_batches")
+SCENARIOS = Parsed("names", "parse_scenarios")
 PATH = click.Path(path_type=str)
 
 
