@@ -130,7 +130,7 @@ def _server(bare: Scenario) -> Scenario:
     shown = confirmed.get(min(confirmed) if held is None else held) if confirmed else None
     if shown is None:
         return replace(
-            bare, throughput=Figure(value=None, unit="1/s", n=0, note=f"no rate kept p99 under {limit:g} ms")
+            bare, throughput=Figure(value=None, unit="1/s", n=0, note=f"no rate kept p99 under {limit:.4g} ms")
         )
     sequences = _latencies(shown)
     latency = Tail(**{name: stats.dependent_percentile(sequences, q, "ms") for name, q in QUANTILES.items()})
@@ -142,9 +142,9 @@ def _highest(rounds: Sequence[Record], held: float | None, shown: Sequence[Recor
     if held is None:
         p99 = stats.dependent_percentile(_latencies(shown), 0.99, "ms")
         why = p99.note if p99.high is None else f"at {shown[0]['rate']:.3g}/s it may be {p99.high:.3g} ms"
-        return Figure(value=None, unit="1/s", n=n, note=f"no rate kept p99 under {limit:g} ms: {why}")
+        return Figure(value=None, unit="1/s", n=n, note=f"no rate tried kept p99 under {limit:.4g} ms: {why}")
     worse = [one["rate"] for one in rounds if one["rate"] > held and beyond([one], limit)]
-    note = f"the highest rate tried whose p99 kept {limit:g} ms"
+    note = f"the highest rate tried whose p99 kept {limit:.4g} ms"
     if not worse:
         return Figure(value=held, unit="1/s", n=n, note=note)
     return Figure(value=held, unit="1/s", low=held, high=min(worse), n=n, note=f"{note}; the high one did not")

@@ -5,6 +5,7 @@ engine = subject_of(path, profile)              # the bundle or file it was made
 """
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from petra_deploy.core.errors import BadInput
 from petra_deploy.core.profile import Profile
 from petra_deploy.core.store import digest_file
 
+_NUMBERS = re.compile(r"\[\n([-+\d.eE,\s]+?)\n\s*\]")  # a list of them goes on one line
 _KIND, _VERSION = "petra-deploy/profile", 1
 
 
@@ -48,7 +50,8 @@ def write(path: Path, profile: Profile) -> None:
     """Atomically; `engine.file`, which is as the user named it, becomes relative to the profile's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     here = os.path.relpath(profile.engine.file, path.parent).replace(os.sep, "/")
-    files.write_json(path, replace(profile, engine=replace(profile.engine, file=here)))
+    text = files.dumps(replace(profile, engine=replace(profile.engine, file=here)))
+    files.write_text(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def subject_of(path: Path, profile: Profile) -> Path | None:

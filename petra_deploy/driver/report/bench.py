@@ -69,7 +69,7 @@ def _row(one: Scenario) -> Sequence[str]:
 def _beside(measured: Benched) -> Iterator[tuple[str, str]]:
     for one in measured.scenarios:
         if one.name == "server" and one.throughput is not None:
-            yield "server", f"{_rate(one.throughput)} rows/s: {one.throughput.note}"
+            yield "server", f"{one.threads} thread(s): {_rate(one.throughput)} rows/s: {one.throughput.note}"
     if (cold := measured.cold) is not None:
         yield (
             "cold start",
@@ -94,8 +94,14 @@ def _beside(measured: Benched) -> Iterator[tuple[str, str]]:
 def _rate(figure: Figure) -> str:
     if figure.value is None:
         return f"n/a ({figure.note})" if figure.note.startswith("needs") else "n/a"
-    text = f"{figure.value:,.4g}"
-    return text if figure.low is None or figure.high is None else f"{text} [{figure.low:,.4g}, {figure.high:,.4g}]"
+    text = _number(figure.value)
+    return (
+        text if figure.low is None or figure.high is None else f"{text} [{_number(figure.low)}, {_number(figure.high)}]"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _unknown(figure: Figure) -> str:

@@ -22,7 +22,6 @@ from petra_deploy.worker.measure import energy, preflight, scenarios, server, ya
 from petra_deploy.worker.measure.lock import exclusive
 from petra_deploy.worker.measure.memory import cold_starts
 
-STARTS = 5  # new processes
 _LIMIT = 5.0  # times the single stream's p50: a server's limit where none was given
 
 
@@ -106,9 +105,11 @@ def _opener(engine: Engine, context: Context) -> Callable[[int], Runner]:
 
 
 def _starts(job: Bench, feeds: Any, context: Context) -> list[Record]:
+    if not job.starts:
+        return []
     scratch, folder = context.store.scratch(), context.store.path(job.engine.key)
     try:
-        return cold_starts(job.engine.backend, folder, job.engine.settings, feeds, scratch, times=STARTS,
+        return cold_starts(job.engine.backend, folder, job.engine.settings, feeds, scratch, times=job.starts,
                            device=job.target.device)  # fmt: skip
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

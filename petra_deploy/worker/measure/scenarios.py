@@ -66,7 +66,7 @@ def streamed(opener: Opener, feeds: Sequence[Feeds], effort: Effort, *, rows: in
 
 
 def offline(opener: Opener, feeds: Sequence[Feeds], effort: Effort, *, rows: int) -> list[Record]:
-    """{"seed", "load_ns", "rows", "elapsed_ns", "calls_ns", "energy"} a round: calls back to back until time is up."""
+    """{"seed", "load_ns", "rows", "calls", "elapsed_ns", "energy"} a round: calls back to back until time is up."""
     return _back_to_back(opener, feeds, effort, rows)
 
 
@@ -129,7 +129,7 @@ def _back_to_back(opener: Opener, feeds: Sequence[Feeds], effort: Effort, rows: 
             joules = effort.meter.joules(before) if effort.meter and before is not None else None
         done = rows * len(calls)
         energy = None if joules is None else {"joules": joules, "rows": done}
-        record = {"seed": seed, "load_ns": load, "rows": done, "elapsed_ns": last - start, "calls_ns": calls,
+        record = {"seed": seed, "load_ns": load, "rows": done, "calls": len(calls), "elapsed_ns": last - start,
                   "energy": energy}  # fmt: skip
         return record, longest_stop(calls)
 

@@ -30,21 +30,30 @@ from petra_deploy.worker.measure.scenarios import (
 
 FIRST_SHARE = 0.6  # of what the engine could serve without a pause: the first rate tried
 CLOSE = 1.06  # the search ends where the rate that kept the limit and the one that did not are this near
-HALVINGS = 5  # of the first rate, until one keeps the limit
+LESS, TIMES_LESS = 0.25, 2  # of a rate that does not keep the limit, until one does
 QUERIES = stats.samples_needed(0.99)  # of a confirming round, where time permits
 SHORT_QUERIES = 150  # of a try
-PATIENCE = 4.0  # times `effort.seconds` that a round may take for them
-STEPS, STEP = 6, 0.92  # down, where a rate is not confirmed
+PATIENCE = 3.0  # times `effort.seconds` that a round may take for them
+STEP = 0.88  # down, where a rate is not confirmed
+SEARCH, ALL = 2.0, 4.0  # times all rounds of `effort.seconds`: after that no new try begins, and no new step down
 _SPIN_NS = 300_000  # the last of a wait, since sleep comes back late
 
 
 def highest_rate(opener: Opener, feeds: Sequence[Feeds], effort: Effort, limit_ms: float) -> list[Record]:
-    """Every try, in order: short ones that bracket and halve, then rounds of fresh sessions that confirm.
+    """Every try, in order: short ones that bracket and bisect, then rounds of fresh sessions that confirm.
+
+    It takes about `ALL * effort.rounds * effort.seconds`. A rate that is not confirmed is followed by a lower one,
+    while there is time, unless none kept the limit even in a short try.
 
     {"phase": "search" or "confirm", "rate", "seed", "load_ns", "due_ns", "latency_ns", "service_ns"} each.
     """
     seeds = iter(range(effort.seed * 10_007, effort.seed * 10_007 + 10_000))
     tries: list[Record] = []
+    started = time.monotonic()
+
+    def past(times: float) -> bool:
+        return time.monotonic() - started > times * effort.rounds * effort.seconds
+
     engine, load = opened(opener, next(seeds))
     with engine:
         capacity = 1.0 / warm(engine, feeds)
@@ -59,14 +68,13 @@ def highest_rate(opener: Opener, feeds: Sequence[Feeds], effort: Effort, limit_m
                     return True
             return False
 
-        rate = _bisect(keeps, capacity)
-    for _ in range(STEPS):
+        rate, kept = _bisect(keeps, capacity, lambda: past(SEARCH))
+    while True:
         confirmed, short = _confirm(opener, feeds, rate, effort, limit_ms, seeds)
         tries += confirmed
-        if short or tails.kept(confirmed, limit_ms):
-            break
+        if short or not kept or past(ALL) or tails.kept(confirmed, limit_ms):
+            return tries
         rate *= STEP
-    return tries
 
 
 def open_loop(engine: Runner, feeds: Sequence[Feeds], *, rate: float, queries: int, seed: int) -> Record:
@@ -87,19 +95,18 @@ def open_loop(engine: Runner, feeds: Sequence[Feeds], *, rate: float, queries: i
     return {"rate": rate, "seed": seed, "due_ns": due, "latency_ns": latency, "service_ns": service}
 
 
-def _bisect(keeps: Callable[[float], bool], capacity: float) -> float:
-    """A rate that kept the limit in a short try, near one that did not; the lowest tried where none did."""
+def _bisect(keeps: Callable[[float], bool], capacity: float, late: Callable[[], bool]) -> tuple[float, bool]:
+    """A rate that kept the limit in a short try, near one that did not; False and the lowest tried where none did."""
     low, high = FIRST_SHARE * capacity, capacity  # at its capacity a queue grows without end
-    for _ in range(HALVINGS):
-        if keeps(low):
-            break
-        low, high = low / 2, low
-    else:
-        return low
-    while high / low > CLOSE:
+    less = 0
+    while not keeps(low):
+        if less == TIMES_LESS or late():
+            return low, False
+        low, high, less = LESS * low, low, less + 1
+    while high / low > CLOSE and not late():
         middle = (low * high) ** 0.5
         low, high = (middle, high) if keeps(middle) else (low, middle)
-    return low
+    return low, True
 
 
 def _confirm(
