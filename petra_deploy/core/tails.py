@@ -141,8 +141,13 @@ def _highest(rounds: Sequence[Record], held: float | None, shown: Sequence[Recor
     n = sum(len(one["latency_ns"]) for one in shown)
     if held is None:
         p99 = stats.dependent_percentile(_latencies(shown), 0.99, "ms")
-        why = p99.note if p99.high is None else f"at {shown[0]['rate']:.3g}/s it may be {p99.high:.3g} ms"
-        return Figure(value=None, unit="1/s", n=n, note=f"no rate tried kept p99 under {limit:.4g} ms: {why}")
+        at = f"at {shown[0]['rate']:.3g}/s"
+        if p99.high is None and not beyond(shown, limit):
+            note = f"{p99.note} to say whether p99 keeps {limit:.4g} ms {at}"
+        else:
+            seen = "is more" if p99.high is None else f"may be {p99.high:.3g} ms"
+            note = f"no rate tried kept p99 under {limit:.4g} ms: {at} it {seen}"
+        return Figure(value=None, unit="1/s", n=n, note=note)
     worse = [one["rate"] for one in rounds if one["rate"] > held and beyond([one], limit)]
     note = f"the highest rate tried whose p99 kept {limit:.4g} ms"
     if not worse:

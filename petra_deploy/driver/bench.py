@@ -75,7 +75,7 @@ def bench(
 
 
 def target_of(path: Path) -> str:
-    """The target that a bundle was made for; "cpu" of anything else. Raises BadInput where none is known by its name."""
+    """The target that a bundle was made for; "cpu" of anything else. Raises BadInput where that is not known here."""
     for folder in (path, path / "bundle"):
         if (folder / "manifest.json").is_file():
             name = files.read_json(folder / "manifest.json", Manifest).target.name

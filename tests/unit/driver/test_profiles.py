@@ -48,6 +48,12 @@ def test_a_profile_is_read_as_it_was_written_and_its_figures_follow_from_its_rou
     assert profiles.subject_of(path, read) is None
 
 
+def test_figures_of_an_older_file_still_follow_from_its_rounds() -> None:
+    old = profiles.read(Path(__file__).parents[2] / "house" / "files_of_version_1" / "profile.json")
+    assert len(old.measured.scenarios) == 4
+    assert files.dumps(tails.again(old.measured)) == files.dumps(old.measured)
+
+
 def test_a_list_of_numbers_is_one_line(model: Path, tmp_path: Path) -> None:
     profiles.write(tmp_path / "p.json", profile(model))
     text = (tmp_path / "p.json").read_text()
