@@ -16,7 +16,9 @@ _ADAPTER = "inner"  # model/adapter.py holds the user's module under this name
 _PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 _PARAMETER = re.compile(r"[A-Za-z_]\w*(\.\w+)+")
 _BEFORE = re.compile(r"^(FusedBack_|InsertedPrecisionFreeCast_)+")
-_AFTER = re.compile(r"(_quantized|_scale|_zero_point|_DequantizeLinear_Output|_token_\d+|(?<=\.weight)_bias|_fp16|_cast)+$")
+_AFTER = re.compile(
+    r"(_quantized|_scale|_zero_point|_DequantizeLinear_Output|_token_\d+|(?<=\.weight)_bias|_fp16|_cast)+$"
+)
 _NO_MODULE = "_empty_nn_module_stack_from_metadata_hook"
 
 
