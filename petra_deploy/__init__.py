@@ -13,7 +13,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from petra_deploy.api import Result, apply, bench, build, inspect, optimize
+    from petra_deploy.api import Result, apply, bench, build, inspect, optimize, profile_ops
     from petra_deploy.core.errors import PetraError
     from petra_deploy.core.strategy import Step, Strategy
     from petra_deploy.driver.bundle.manifest import Manifest
@@ -26,11 +26,12 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported, 
 
 __all__ = [
     "Bundle", "Manifest", "PetraError", "Result", "Step", "Strategy", "__version__", "apply", "bench", "build",
-    "inspect", "load_bundle", "optimize", "verify",
+    "inspect", "load_bundle", "optimize", "profile_ops", "verify",
 ]  # fmt: skip
 
 _HOMES = {
     "optimize": "api", "apply": "api", "bench": "api", "build": "api", "inspect": "api", "Result": "api",
+    "profile_ops": "api",
     "load_bundle": "runtime", "Bundle": "runtime", "verify": "driver.bundle.verify",
     "Manifest": "driver.bundle.manifest", "Strategy": "core.strategy", "Step": "core.strategy",
     "PetraError": "core.errors",

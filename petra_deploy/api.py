@@ -45,6 +45,7 @@ from petra_deploy.driver import reapply as _reapply
 from petra_deploy.driver.build import Asked
 from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle.manifest import Manifest
+from petra_deploy.driver.operators import profile_ops
 from petra_deploy.driver.optimize import Finished
 from petra_deploy.driver.place import find
 from petra_deploy.driver.session import open_session
@@ -279,4 +280,4 @@ def _result(finished: Finished) -> Result:
     return Result(finished.bundle, finished.front, finished.trials, finished.manifest, finished.out)
 
 
-__all__ = ["Inspection", "Result", "apply", "bench", "build", "inspect", "load_bundle", "optimize"]
+__all__ = ["Inspection", "Result", "apply", "bench", "build", "inspect", "load_bundle", "optimize", "profile_ops"]

@@ -286,7 +286,7 @@ class ProfileOps(Job[Profiled]):
     split: Split  # inputs to feed both
     batch: Annotated[int, Ge(1)] = 1
     rounds: Annotated[int, Ge(2)] = 8
-    seconds: Annotated[float, Gt(0)] = 0.3  # about what each engine runs in a round, with and without the profiler
+    seconds: Annotated[float, Gt(0)] = 0.8  # about what each engine runs in a round, with and without the profiler
     seed: int = 0
 
     kind: ClassVar[str] = "profile_ops"

@@ -5,7 +5,7 @@
 
 A backend says what it ran (`Ran`), worker/model/attribution.py for which layers, driver/operators.py what changed.
 A profiler adds about the same to every operator's time. Where the sum over operators is more than a call without the
-profiler takes, that is taken off, as much from each as brings the sum down to it: `added` says how much.
+profiler takes, as much is taken off each as brings the sum down to that: `added` says how much.
 """
 
 from dataclasses import dataclass, field

@@ -53,12 +53,12 @@ def run(job: ProfileOps, context: Context) -> Profiled:
                 )
         after = preflight.state()
     profiles = [_profile(engine, batch, found, context) for engine, found in zip(engines, rounds, strict=True)]
-    noise = dict.fromkeys(said for one in rounds if alone and (said := contended(one)))
+    noise = contended([found for one in rounds for found in one]) if alone else ""
     fingerprint = machine.fingerprint() | (machine.gpus() if job.target.device == "cuda" else {})
     return Profiled(
         engine=profiles[0], base=profiles[1] if len(profiles) > 1 else None, machine=fingerprint,
         sittings=({"seed": job.seed, "rounds": job.rounds, "core": core, "before": before, "after": after},),
-        warnings=(*preflight.warnings(before, after), *noise),
+        warnings=(*preflight.warnings(before, after), *([noise] if noise else [])),
     )  # fmt: skip
 
 

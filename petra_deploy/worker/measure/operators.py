@@ -68,21 +68,19 @@ def profile_of(runtime: str, batch: int, rounds: Sequence[Round], layers: Layers
 
 
 def without_profiler(us: Sequence[float], whole_us: float) -> tuple[list[float], float]:
-    """The times, each less the same, none below 0, so that their sum is at most `whole_us`; and that same.
+    """The times, each less the same, so that their sum comes down to `whole_us`; and that same.
 
-    What a profiler adds to an operator (two looks at the clock, a line of its log) does not depend on the operator.
+    What a profiler adds to an operator (two looks at the clock, a line of its log) does not depend on the operator,
+    so it is never more than the shortest of them took.
     """
-    added, excess = 0.0, sum(us) - whole_us
-    rest = sorted(us)
-    while excess > 1e-9 and rest:
-        step = min(rest[0] - added, excess / len(rest))
-        added, excess = added + step, excess - step * len(rest)
-        rest = [one for one in rest if one > added]
-    return [max(one - added, 0.0) for one in us], added
+    if not us:
+        return [], 0.0
+    added = min(min(us), max(0.0, (sum(us) - whole_us) / len(us)))
+    return [one - added for one in us], added
 
 
 def contended(rounds: Sequence[Round]) -> str:
-    """A sentence where other programs took the core."""
+    """A sentence where other programs took the core; empty where not."""
     share = statistics.median(found.cpu_us / found.whole_us for found in rounds)
     if share > _OWN_SHARE:
         return ""
