@@ -12,33 +12,19 @@ from annotated_types import Ge, Gt
 from petra_deploy.core.comparison import Compared, Gate
 from petra_deploy.core.data import Data
 from petra_deploy.core.operators import Profiled
-from petra_deploy.core.outcome import (
-    Attained,
-    Certified,
-    Compiled,
-    Done,
-    Engine,
-    ErrorBar,
-    Failed,
-    Graph,
-    Inferred,
-    Measurement,
-    Score,
-)  # fmt: skip
 from petra_deploy.core.plan import Inspected, Layout, Probed
 from petra_deploy.core.profile import Adopted, Benched, ScenarioName
 from petra_deploy.core.strategy import FULL, Fidelity, Strategy
 from petra_deploy.core.target import Target
+
+# isort: off
+from petra_deploy.core.outcome import (
+    Attained, Certified, Compiled, Done, Engine, ErrorBar, Failed, Graph, Inferred, Measurement, Score,
+)  # fmt: skip
 from petra_deploy.core.workload import (
-    DataSource,
-    Loaded,
-    LoadOptions,
-    MetricSpec,
-    ModelSource,
-    Signature,
-    Split,
-    Workload,
-)
+    DataSource, Loaded, LoadOptions, MetricSpec, ModelSource, Signature, Split, Workload,
+)  # fmt: skip
+# isort: on
 
 A = TypeVar("A")
 

@@ -121,11 +121,11 @@ class Change(Data):
 
     @property
     def slower(self) -> bool:
-        return self.difference.low is not None and self.difference.low > 0
+        return bool(self.base and self.new and self.difference.low is not None and self.difference.low > 0)
 
     @property
     def faster(self) -> bool:
-        return self.difference.high is not None and self.difference.high < 0
+        return bool(self.base and self.new and self.difference.high is not None and self.difference.high < 0)
 
 
 @dataclass(frozen=True, kw_only=True)

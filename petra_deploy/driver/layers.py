@@ -86,7 +86,7 @@ def _change(
     if base is not None:
         pairs = zip(_rounds(after or [], base), _rounds(before or [], base), strict=True)
         difference = stats.mean([a - b for a, b in pairs], "us", alpha=stats.ALPHA / layers)
-    why = _why(old, now, new, members)
+    why = _why(old, now, new, members, compared=base is not None)
     return Change(layer=layer, base=old, new=now, difference=difference, why=why,
                   sentence=_sentence(layer, old, now, difference, why))  # fmt: skip
 
@@ -110,10 +110,12 @@ def _rounds(operators: Sequence[Operator], like: OpsProfile | Operator | None = 
     return [sum(times) for times in zip(*(o.us for o in operators), strict=True)]
 
 
-def _why(old: Side | None, now: Side | None, new: OpsProfile, members: Sequence[str]) -> str:
+def _why(old: Side | None, now: Side | None, new: OpsProfile, members: Sequence[str], *, compared: bool) -> str:
     """What the engine's own facts say of a layer; empty where nothing is out of the ordinary."""
     if now is None:
-        return "no longer there"
+        return "only before"
+    if old is None and compared:
+        return "only after"
     integers = any(o.precision in INTEGER and o.how == "own" for o in new.operators) or bool(new.quantized)
     weights = set(members) & set(new.layers) and not any(n in o for o in now.operators for n in _NORMS)
     if integers and weights and now.precision in FLOAT:
@@ -132,9 +134,8 @@ def _sentence(layer: str, old: Side | None, now: Side | None, difference: Figure
         more = now.conversions.known() - old.conversions.known()
         if difference.value > 0 and more > 0.1 * difference.value:
             text += f", of it conversions {more:+.0f} us"
-    elif old is None and difference.value is not None:
-        why = why or "new"
-    return f"{layer}: {text}{f' ({why})' if why else ''}"
+    short = why.partition(":")[0]
+    return f"{layer}: {text}{f' ({short})' if short else ''}"
 
 
 def bounded(figure: Figure) -> str:

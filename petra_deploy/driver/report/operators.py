@@ -49,21 +49,29 @@ def whole(name: str, profile: OpsProfile | None) -> list[str]:
     if profile is None:
         return []
     share = profile.conversions_us / (profile.operators_us or 1.0)
+    outside = f", {_us(profile.unattributed)} us are outside of operators" if profile.unattributed.known() > 0 else ""
+    added = f"; {_us(profile.added)} us are taken off each operator for the profiler" if profile.added.known() else ""
+    operators = f"{profile.operators_us:.0f} us, of it conversions {profile.conversions_us:.0f} us ({share:.0%})"
     return [
-        f"{name}: a call takes {_us(profile.whole)} us, {_us(profile.profiled)} us with the profiler; operators take "
-        f"{profile.operators_us:.0f} us, of it conversions {profile.conversions_us:.0f} us ({share:.0%}), and "
-        f"{_us(profile.unattributed)} us are outside of operators; {_us(profile.added)} us were taken off each operator "
-        "for what the profiler adds"
+        f"{name}: a call takes {_us(profile.whole)} us, {_us(profile.profiled)} us with the profiler; its operators "
+        f"{operators}{outside}{added}"
     ]
 
 
 def lost(changes: Sequence[Change]) -> list[str]:
-    """Which layers are slower now, and that the others are not."""
-    found = sorted((c for c in changes if c.slower), key=lambda c: -c.difference.known())
-    faster, total = sum(c.faster for c in changes), len(changes)
-    rest = total - faster - len(found)
-    counts = f"{faster} of {total} layers are faster, {len(found)} slower, {rest} the same within their intervals"
-    return [counts, *_section("slower:", [c.sentence for c in found])]
+    """How many layers gained and lost, and in a sentence each which lost."""
+    both = [c for c in changes if c.base and c.new]
+    found = sorted((c for c in both if c.slower), key=lambda c: -c.difference.known())
+    faster = sum(c.faster for c in both)
+    counts = [f"{faster} of {len(both)} layers are faster, {len(found)} slower, "
+              f"{len(both) - faster - len(found)} the same within their intervals"]  # fmt: skip
+    for words, alone in (
+        ("before", [c for c in changes if not c.new]), ("after", [c for c in changes if not c.base])
+    ):  # fmt: skip
+        if alone:
+            known = [side.time.known() for c in alone if (side := c.base or c.new)]
+            counts.append(f"{len(alone)} layers are there only {words}, {sum(known):.0f} us of a call")
+    return [*counts, *_section("slower:", [c.sentence for c in found])]
 
 
 def _section(head: str, sentences: Sequence[str]) -> list[str]:

@@ -118,18 +118,22 @@ class Layers:
         return [i for i in later if written & set(ran[i].reads)] if written else list(later[:1])
 
     def _covered(self, covers: Sequence[str]) -> tuple[str, ...]:
-        """By nodes, else by parameters: an exporter gives equal ones, such as biases of zeros, one name."""
-        for of in (self._of_node, self._of_parameter):
-            if found := dict.fromkeys(layer for name in covers for layer in of(name)):
-                return tuple(found)
-        return ()
+        """By nodes; else, of what reads a parameter, by the nearest node before it that has a layer.
+
+        By the parameter's own name last: an exporter gives equal ones, such as biases of zeros, one name.
+        """
+        if found := dict.fromkeys(layer for name in covers for layer in self._of_node(name)):
+            return tuple(found)
+        named = dict.fromkeys(layer for name in covers for layer in self._of_parameter(name))
+        nodes = filter(None, map(self._file_node, covers))
+        return next(filter(None, map(self._nearest, nodes)), tuple(named)) if named else ()
 
     def _of_node(self, name: str) -> tuple[str, ...]:
-        """The layers that own the node, or the maker of the tensor, of this name; it may be several names joined."""
+        """The layers that own the node, or the maker of the tensor, of this name; it may be several nodes joined."""
         if node := self._file_node(name):
             return self._known[node].own
-        words = _WORD.findall(name)
-        return tuple(dict.fromkeys(layer for w in words for layer in self._of_node(w))) if words != [name] else ()
+        joined = (self._known[word].own for word in _WORD.findall(name) if word in self._known)
+        return tuple(dict.fromkeys(layer for own in joined for layer in own))
 
     def _file_node(self, name: str) -> str:
         """The node of the file, or the maker of the tensor, that `name` comes from; empty where there is none."""
