@@ -18,6 +18,7 @@ from petra_deploy.core.operators import Operator, OpsProfile, Ran, RanAll
 from petra_deploy.worker.model.attribution import Layers
 
 _FEWEST, _MOST = 5, 200  # calls a round
+_SLOW_US, _FEWEST_SLOW = 0.3e6, 2
 _OWN_SHARE = 0.9  # of the clock's time, of an engine on a quiet core
 
 
@@ -34,8 +35,9 @@ class Round:
 
 
 def calls_for(us: float, seconds: float) -> int:
-    """As many calls of `us` microseconds as `seconds` hold, within bounds."""
-    return max(_FEWEST, min(_MOST, math.ceil(seconds * 1e6 / max(us, 1.0))))
+    """As many calls of `us` microseconds as `seconds` hold, within bounds; fewer where each is slow."""
+    fewest = _FEWEST if us < _SLOW_US else _FEWEST_SLOW
+    return max(fewest, min(_MOST, math.ceil(seconds * 1e6 / max(us, 1.0))))
 
 
 def profile_of(runtime: str, batch: int, rounds: Sequence[Round], layers: Layers) -> OpsProfile:
