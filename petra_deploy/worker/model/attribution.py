@@ -71,33 +71,34 @@ class Layers:
         """The place of each operator, given in order of execution."""
         own = [() if one.converts else self._covered(one.covers) for one in ran]
         makers = {tensor: index for index, one in enumerate(ran) for tensor in one.writes}
+        users = _users(ran)
         places: list[tuple[str, ...]] = list(own)
         for index, one in enumerate(ran):  # in order, so that what was made before is known
             if not places[index] and not one.converts and not any(map(self._file_node, one.covers)):
-                places[index] = self._replaced(ran, index)
+                places[index] = self._replaced(ran, users, index)
             if not places[index]:
                 sources = [makers[tensor] for tensor in one.reads if makers.get(tensor, index) < index]
                 before = [places[i] for i in (sorted(sources, reverse=True) or range(index - 1, -1, -1)) if places[i]]
                 places[index] = before[0] if before else ()
         computes = [bool(layers) for layers in own]  # a layer's own work, or a conversion for it
         for index in range(len(ran) - 1, -1, -1):  # backwards, so that what comes later is known
-            one, users = ran[index], self._users(ran, index)
-            if one.converts and users:
-                served = next((i for i in users if computes[i]), users[0])
+            later = users[index]
+            if ran[index].converts and later:
+                served = next((i for i in later if computes[i]), later[0])
                 places[index], computes[index] = places[served] or places[index], computes[served]
             elif not places[index]:
-                places[index] = next((places[i] for i in (*users, *range(index + 1, len(ran))) if places[i]), ())
+                places[index] = next((places[i] for i in (*later, *range(index + 1, len(ran))) if places[i]), ())
         return [(places[i], "converts" if ran[i].converts else "own" if own[i] else "follows") for i in range(len(ran))]
 
-    def _replaced(self, ran: Sequence[Ran], index: int) -> tuple[str, ...]:
+    def _replaced(self, ran: Sequence[Ran], users: Sequence[Sequence[int]], index: int) -> tuple[str, ...]:
         """The layer of what an operator of the runtime's own naming stands for: in the file it is before its users."""
-        queue, seen = self._users(ran, index), {index}
-        for user in queue:
+        queue = dict.fromkeys(users[index])
+        while queue:
+            user = next(iter(queue))
             known = next(filter(None, map(self._file_node, ran[user].covers)), "")
             if known:
                 return () if self._known[known].own else self._nearest(known)
-            queue += [i for i in self._users(ran, user) if i not in seen]
-            seen |= set(queue)
+            queue = dict.fromkeys([*list(queue)[1:], *(i for i in users[user] if i > user)])
         return ()
 
     def _nearest(self, name: str) -> tuple[str, ...]:
@@ -109,13 +110,6 @@ class Layers:
             makers = (self._makers.get(tensor, "") for tensor in _reads(self._nodes[node]))
             queue += [maker for maker in makers if maker and maker not in queue]
         return ()
-
-    @staticmethod
-    def _users(ran: Sequence[Ran], index: int) -> list[int]:
-        """Who reads what the operator writes; where no runtime tells, the one after it."""
-        written = set(ran[index].writes)
-        later = range(index + 1, len(ran))
-        return [i for i in later if written & set(ran[i].reads)] if written else list(later[:1])
 
     def _covered(self, covers: Sequence[str]) -> tuple[str, ...]:
         """By nodes; else, of what reads a parameter, by the nearest node before it that has a layer.
@@ -188,6 +182,19 @@ class Layers:
 
 def _modules(constants: Sequence[_Constant]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(layer for one in constants for root in one.roots if (layer := scopes.parameter(root))))
+
+
+def _users(ran: Sequence[Ran]) -> list[list[int]]:
+    """Who reads what each operator writes, in order; where the runtime does not tell, the one after it."""
+    readers: dict[str, list[int]] = {}
+    for index, one in enumerate(ran):
+        for tensor in one.reads:
+            readers.setdefault(tensor, []).append(index)
+    found = []
+    for index, one in enumerate(ran):
+        known = sorted({i for tensor in one.writes for i in readers.get(tensor, ()) if i > index})
+        found.append(known if one.writes else [index + 1] if index + 1 < len(ran) else [])
+    return found
 
 
 def _initial(graph: Any) -> dict[str, _Constant]:
