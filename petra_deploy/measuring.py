@@ -23,6 +23,7 @@ from petra_deploy.driver import compare as _compare
 from petra_deploy.driver import finish as _finish
 from petra_deploy.driver.build import Asked
 from petra_deploy.driver.compare import Compared
+from petra_deploy.driver.operators import profile_ops
 from petra_deploy.driver.session import kept_logs
 from petra_deploy.driver.subject import Rows
 
@@ -109,4 +110,4 @@ def compare(
     return found
 
 
-__all__ = ["Compared", "bench", "compare"]
+__all__ = ["Compared", "bench", "compare", "profile_ops"]

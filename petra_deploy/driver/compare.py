@@ -26,6 +26,7 @@ from petra_deploy.core.verdict import judge
 from petra_deploy.core.workload import ModelSource
 from petra_deploy.driver import profiles
 from petra_deploy.driver.build import at_hand
+from petra_deploy.driver.operators import explain
 from petra_deploy.driver.place import Place
 from petra_deploy.driver.session import Session, open_session
 from petra_deploy.driver.subject import Rows, Subject, engine_of, facts_of, feeding, fixed_batch, take
@@ -79,6 +80,10 @@ def compare(base: Path, new: Path, asked: Asked, logs: Path, on_event: OnEvent) 
     alive = {path: profiles.subject_of(path, profile) for path, profile in recorded.items()}
     gone = [path for path, engine in alive.items() if engine is None]
     if asked.recorded or (gone and len(recorded) == 2):
+        if asked.explain:
+            raise BadInput(
+                "--explain times the engines' operators, and records hold none", "name the engines themselves"
+            )
         if len(recorded) < 2:
             raise BadInput("--recorded compares two profiles", "petra-deploy bench ENGINE --save FILE.json records one")
         return Compared(_judged(_of_records(recorded[base], recorded[new], asked)))
@@ -140,7 +145,13 @@ def _measured(base: Named, new: Named, asked: Asked, logs: Path, on_event: OnEve
             rounds=done.rounds, drop=drop, metric=one.metric.name if one.metric else "", machine=done.machine,
             sittings=done.sittings, warnings=done.warnings,
         )  # fmt: skip
-        return Compared(_judged(comparison))
+        return Compared(_judged(comparison), _explained(other, one, session) if asked.explain else ())
+
+
+def _explained(base: Subject, new: Subject, session: Session) -> tuple[str, ...]:
+    session.say("timing every operator of both")
+    found = explain(base, new, session)
+    return tuple(change.sentence for change in found) or ("no layer is slower by more than the rounds scatter",)
 
 
 def _at(gates: Sequence[Gate], batch: int | None) -> tuple[Gate, ...]:
