@@ -17,7 +17,9 @@ from petra_deploy.core.request import parse_duration, parse_share
 from petra_deploy.core.verdict import share
 from petra_deploy.core.workload import DataSource
 from petra_deploy.driver import compare as _compare
+from petra_deploy.driver import history as _history
 from petra_deploy.driver.compare import Compared
+from petra_deploy.driver.history import History
 from petra_deploy.driver.subject import Rows
 
 
@@ -71,4 +73,12 @@ def compare(
     return found
 
 
-__all__ = ["Compared", "compare"]
+def history(folder: str | Path) -> History:
+    """Where the figures of the profiles in `folder`, and below it, changed for good: a report, never a verdict.
+
+    Raises BadInput where no profile is there, MissingExtra without Apache Otava (docs/history.md).
+    """
+    return _history.trace(Path(folder))
+
+
+__all__ = ["Compared", "History", "compare", "history"]
