@@ -147,12 +147,13 @@ def _figures(profile: Profile) -> Iterator[tuple[_Key, Figure]]:
 
     for scenario in profile.measured.scenarios:
         where, tail = _where(scenario), scenario.latency
-        named = [
-            ("p50", tail.p50 if tail else None, False),
-            ("p99", tail.p99 if tail else None, False),
-            ("throughput", scenario.throughput, True),
-            ("p50 / yardstick", _over_yardstick(scenario), False),
-        ]
+        named = [("throughput", scenario.throughput, True)]
+        if scenario.name != "server":  # whose calls come at another rate each time
+            named += [
+                ("p50", tail.p50 if tail else None, False),
+                ("p99", tail.p99 if tail else None, False),
+                ("p50 / yardstick", _over_yardstick(scenario), False),
+            ]
         for name, figure, more in named:
             if figure is not None and figure.value is not None:
                 yield key(f"{where}: {name}", more), figure
@@ -163,8 +164,9 @@ def _figures(profile: Profile) -> Iterator[tuple[_Key, Figure]]:
 
 def _where(scenario: Scenario) -> str:
     threads = f"{scenario.threads} thread{'s' if scenario.threads != 1 else ''}"
-    limit = scenario.settings.get("limit_ms")
-    return f"{scenario.name}, batch {scenario.batch}, {threads}" + (f", under {limit} ms" if limit else "")
+    limit, how = scenario.settings.get("limit_ms"), scenario.settings.get("limit", "given")
+    under = "" if limit is None else f", under {f'{limit} ms' if how == 'given' else how}"
+    return f"{scenario.name}, batch {scenario.batch}, {threads}{under}"
 
 
 def _over_yardstick(scenario: Scenario) -> Figure | None:

@@ -127,6 +127,19 @@ class TestWithOtava:
         (change,) = one(traced([made(d, 1.0 if d < 9 else 1.1) for d in range(20)]), f"{SINGLE}: p50").changes
         assert change.file == "9.json"
 
+    def test_a_server_is_followed_by_its_rate_under_the_limit_that_was_asked_for(self) -> None:
+        def served(day: int, **settings: object) -> Profile:
+            profile = made(day, 1.0)
+            (single,) = profile.measured.scenarios
+            server = replace(single, name="server", settings=settings)
+            return replace(profile, measured=replace(profile.measured, scenarios=(server,)))
+
+        found = traced([served(0, limit_ms=10.0, limit="given"), served(1, limit_ms=0.41, limit="5 x p50"),
+                        served(2, limit_ms=0.39, limit="5 x p50")])  # fmt: skip
+        where = "server, batch 1, 1 thread, under "
+        counts = {series.what: series.count for series in found.series if series.what.startswith("server")}
+        assert counts == {f"{where}10.0 ms: throughput": 1, f"{where}5 x p50: throughput": 2}
+
     def test_a_figure_without_a_value_is_no_point(self) -> None:
         found = traced([made(day, 1.0, p99=1.5 if day % 2 else None) for day in range(20)])
         assert one(found, f"{SINGLE}: p99").count == 10
