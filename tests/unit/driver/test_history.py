@@ -211,4 +211,4 @@ def test_without_otava_the_extra_is_named(tmp_path: Path) -> None:
 def test_bench_needs_something_to_measure_where_no_history_is_asked_for() -> None:
     done = command()
     assert done.returncode == 2
-    assert "OUT" in done.stderr
+    assert "Missing argument" in done.stderr
