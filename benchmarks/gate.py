@@ -42,6 +42,10 @@ WIDTH, SIDE = 8, 8
 SMALL_MS = 0.02  # of the engine that both sides repeat
 Pair = tuple[int, int]  # calls of the small engine in one call of the base, and of the new side
 COVERED: tuple[Pair, ...] = ((25, 20), (33, 32), (25, 25), (30, 31), (20, 25), (20, 40))  # by coverage, in turn
+COUNTS = {  # of comparisons: full, quick
+    "equal": (200, 24), "slower8": (50, 16), "slower2": (200, 32), "slower5": (200, 40), "coverage": (100, 40),
+    "stopping": (4000, 1000), "cost": (3, 1),
+}  # fmt: skip
 SETTINGS = {"threads": 1, "optimization": "all", "provider": "cpu", "cuda_graph": "off", "channels": "first"}
 
 
@@ -215,12 +219,13 @@ def coverage(folder: Path, count: int, kept: list[One]) -> Check:
         held += one.low <= new / base <= one.high
         widths.append((one.high / one.low) ** 0.5 - 1)
     told = {"held": held, "share": held / count, "median_half_width": round(statistics.median(widths), 4),
-            "median_rounds": statistics.median(len(one.logs) for one in found), "planted": [new / base for base, new in COVERED]}  # fmt: skip
+            "median_rounds": statistics.median(len(one.logs) for one in found),
+            "planted": [round(new / base, 3) for base, new in COVERED]}  # fmt: skip
     return Check("the interval holds a planted ratio, each in a fresh process", count, told, "at least 93%",
                  held >= 0.93 * count)  # fmt: skip
 
 
-def stopping(_: Path, count: int, kept: list[One]) -> Check:
+def stopping(folder: Path, count: int, kept: list[One]) -> Check:
     """At the gate itself, looking after each of 60 rounds, and stopping at the first verdict that pleases."""
     centred = [x - statistics.fmean(one.logs) for one in kept for x in one.logs if len(one.logs) > 1]
     generator = np.random.default_rng(7)

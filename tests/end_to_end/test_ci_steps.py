@@ -117,6 +117,15 @@ class TestGitHub:
                 verdict
             }
 
+    def test_bench_gives_a_profile(self, engines):
+        folder, environment = engines
+        inputs = {"command": "bench", "model": "new", "time": "10s", "target": "cpu", "data": "few.npz"}
+        ran = run_step("run", inputs, folder, environment, key(inputs, folder, environment))
+        assert ran.code == 0, ran.out
+        with open(ran.outputs["profile"]) as file:
+            assert json.load(file)["schema"].startswith("petra-deploy/profile/")
+        assert "### petra-deploy bench" in ran.summary
+
     def test_an_unknown_command_is_refused(self, runner):
         folder, environment = runner
         ran = run_step("run", {"command": "deploy"}, folder, environment, {"steps.key.outputs.key": "k"})
@@ -226,6 +235,13 @@ class TestGitLab:
         assert ran.code == code, ran.out
         assert (folder / "petra-out/ci/report/report.md").read_text()
         assert (folder / "petra-out/ci/report/junit.xml").exists() == (code != 2)
+
+    def test_bench_leaves_a_profile(self, engines):
+        folder, environment = engines
+        told = {**QUIET, "PETRA_MODEL": "new", "PETRA_TIME": "10s"}
+        ran = run_job(".petra-deploy:bench", told, folder, environment)
+        assert ran.code == 0, ran.out
+        assert (folder / "petra-out/ci/report/profile.json").is_file()
 
     def test_the_note_is_written_once_and_then_over(self, runner, tmp_path):
         _, environment = runner

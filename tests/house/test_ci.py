@@ -56,13 +56,13 @@ def test_every_variable_of_a_script_is_given_to_it(file: str, step: dict[str, An
     assert named <= step.get("env", {}).keys() | _RUNNER
 
 
-@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "bench"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_action_uses_options_that_the_command_has(verb: str) -> None:
     assert len(used(script_of(verb))) >= 4
     assert used(script_of(verb)) <= options(verb)
 
 
-@pytest.mark.parametrize("job", [job for job in JOBS if not job.endswith(":bench")])
+@pytest.mark.parametrize("job", JOBS)
 def test_the_template_uses_options_that_the_command_has(job: str) -> None:
     verb, script = job.rpartition(":")[2], gitlab_script(job)
     assert f'petra-deploy {verb} "${{args[@]}}"' in script
