@@ -21,8 +21,10 @@ from petra_deploy.core.verdict import share
 from petra_deploy.driver import bench as _bench
 from petra_deploy.driver import compare as _compare
 from petra_deploy.driver import finish as _finish
+from petra_deploy.driver import history as _history
 from petra_deploy.driver.build import Asked
 from petra_deploy.driver.compare import Compared
+from petra_deploy.driver.history import History
 from petra_deploy.driver.operators import profile_ops
 from petra_deploy.driver.session import kept_logs
 from petra_deploy.driver.subject import Rows
@@ -110,4 +112,12 @@ def compare(
     return found
 
 
-__all__ = ["Compared", "bench", "compare", "profile_ops"]
+def history(folder: str | Path) -> History:
+    """Where the figures of the profiles in `folder`, and below it, changed for good: a report, never a verdict.
+
+    Raises BadInput where no profile is there, MissingExtra without Apache Otava (docs/history.md).
+    """
+    return _history.trace(Path(folder))
+
+
+__all__ = ["Compared", "History", "bench", "compare", "history", "profile_ops"]
