@@ -43,7 +43,7 @@ def highest_rate(opener: Opener, feeds: Sequence[Feeds], effort: Effort, limit_m
     """Every try, in order: short ones that bracket and bisect, then rounds of fresh sessions that confirm.
 
     It takes about `ALL * effort.rounds * effort.seconds`. A rate that is not confirmed is followed by a lower one,
-    while there is time, unless none kept the limit even in a short try.
+    while there is time. Where none kept the limit in a short try, the first is confirmed: by how much it does not.
 
     {"phase": "search" or "confirm", "rate", "seed", "load_ns", "due_ns", "latency_ns", "service_ns"} each.
     """
@@ -96,12 +96,12 @@ def open_loop(engine: Runner, feeds: Sequence[Feeds], *, rate: float, queries: i
 
 
 def _bisect(keeps: Callable[[float], bool], capacity: float, late: Callable[[], bool]) -> tuple[float, bool]:
-    """A rate that kept the limit in a short try, near one that did not; False and the lowest tried where none did."""
+    """A rate that kept the limit in a short try, near one that did not; False and the first tried where none did."""
     low, high = FIRST_SHARE * capacity, capacity  # at its capacity a queue grows without end
     less = 0
     while not keeps(low):
         if less == TIMES_LESS or late():
-            return low, False
+            return FIRST_SHARE * capacity, False
         low, high, less = LESS * low, low, less + 1
     while high / low > CLOSE and not late():
         middle = (low * high) ** 0.5
