@@ -43,8 +43,8 @@ def highest_rate(opener: Opener, feeds: Sequence[Feeds], effort: Effort, limit_m
     """Every try, in order: short ones that bracket and bisect, then rounds of fresh sessions that confirm.
 
     It takes about `ALL * effort.rounds * effort.seconds`. While there is time, a rate of which the rounds say too
-    little gets as many again, and one that does not keep the limit is followed by a lower one. Where none kept it in a short
-    try, the first is confirmed: by how much it does not.
+    little gets as many again, and one that does not keep the limit is followed by a lower one. Where none kept it
+    in a short try, the first is confirmed: by how much it does not.
 
     {"phase": "search" or "confirm", "rate", "seed", "load_ns", "due_ns", "latency_ns", "service_ns"} each.
     """
