@@ -38,6 +38,7 @@ class Parsed(click.ParamType[Any]):
 
 DURATION = Parsed("time", "parse_duration")
 BATCHES = Parsed("sizes", "parse_batches")
+SHARE = Parsed("share", "parse_share")
 PATH = click.Path(path_type=str)
 
 
@@ -68,6 +69,16 @@ workload = _together(
                  help="An input, where neither model nor data say it. Example: --input 'image:float32[1,3,224,224]'"),
     click.option("--metric", metavar="NAME|FILE.py:FUNC",
                  help="accuracy, f1, auc, mse, mae, rmse, r2, cosine, agreement, or yours. Example: --metric f1"),
+)  # fmt: skip
+
+rows = _together(
+    click.option("--data", type=PATH, metavar="PATH",
+                 help="Rows to feed, and with labels to score: .npz, a folder of them, or a workload.py  [default: "
+                      "made up]. Example: --data test.npz"),
+    click.option("--input", "inputs", multiple=True, metavar="NAME:DTYPE[SHAPE]",
+                 help="A shape that the model leaves open. Example: --input 'ids:int64[1,128]'"),
+    click.option("--metric", metavar="NAME|FILE.py:FUNC", help="Of those rows  [default: by the labels]. "
+                 "Example: --metric f1"),
 )  # fmt: skip
 
 remote = _together(

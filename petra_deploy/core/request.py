@@ -125,3 +125,13 @@ def parse_batches(text: str) -> tuple[int, ...]:
     if not sizes or any(not 1 <= size <= 65536 for size in sizes) or len(set(sizes)) != len(sizes):
         raise BadInput(f"{text!r} is not a list of batch sizes", "write distinct whole numbers from 1, like 1,16")
     return sizes
+
+
+def parse_share(text: str | float) -> float:
+    """0.05 of "5%" or "0.05". Raises BadInput for anything else, and for a bare number of 1 or more."""
+    if isinstance(text, int | float):
+        return float(text)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(%?)\s*", text)
+    if match is None or (not match[2] and float(match[1]) >= 1):
+        raise BadInput(f"{text!r} is not a share", "write it like 5%")
+    return float(match[1]) / (100 if match[2] else 1)

@@ -44,12 +44,22 @@ def figures(rounds: Sequence[Record]) -> Figures:
 
 
 def log_ratios(rounds: Sequence[Record], batch: str, clock: str = "hot_ns") -> list[float]:
-    """log(candidate / baseline) of the median calls, one a round."""
+    """log(candidate / baseline) of the median calls, one a round that measured this batch size.
 
-    def middle(one: Record, side: str) -> float:
-        return max(float(statistics.median(one["batches"][batch][side][clock])), 1.0)
+    Of two records made at different times each side is taken relative to the yardstick timed with it.
+    """
+    measured = [one["batches"][batch] for one in rounds if batch in one["batches"]]
+    found = []
+    for calls in measured:
+        ratio = math.log(_middle(calls["candidate"][clock]) / _middle(calls["baseline"][clock]))
+        if sticks := calls.get("yardsticks"):
+            ratio -= math.log(_middle(sticks["candidate"][clock]) / _middle(sticks["baseline"][clock]))
+        found.append(ratio)
+    return found
 
-    return [math.log(middle(one, "candidate") / middle(one, "baseline")) for one in rounds]
+
+def _middle(times: Sequence[int]) -> float:
+    return max(float(statistics.median(times)), 1.0)
 
 
 def drift(rounds: Sequence[Record]) -> dict[str, list[dict[str, float]]]:

@@ -37,7 +37,7 @@ def run(job: Measure, context: Context) -> Measurement:
     earlier = _earlier(job, context)
     samples = Samples.open(context.store.path(job.split.key))
     feeds = {batch: make_feeds(samples, job.engine, batch) for batch in batch_sizes(job.engine, job.batches)}
-    threads = max(_threads(engine) for engine in engines.values())
+    threads = max(threads_of(engine) for engine in engines.values())
     with exclusive(context.store.root, job.target.device, context.log), preflight.pinned(threads) as core:
         if job.earlier is not None:
             peak = job.earlier.peak_memory
@@ -47,7 +47,7 @@ def run(job: Measure, context: Context) -> Measurement:
             )  # first: no engine is open yet
         before = preflight.state()
         measured = loop.measure(
-            {side: _opener(engine, context) for side, engine in engines.items()}, feeds,
+            {side: opener(engine, context) for side, engine in engines.items()}, feeds,
             rounds=job.rounds, seed=job.seed, seconds=job.seconds, threads=threads, log=context.log,
         )  # fmt: skip
         after = preflight.state()
@@ -104,7 +104,8 @@ def make_feeds(samples: Samples, engine: Engine, batch: int) -> list[dict[str, N
     return made
 
 
-def _opener(engine: Engine, context: Context) -> Callable[[int], Runner]:
+def opener(engine: Engine, context: Context) -> Callable[[int], Runner]:
+    """Opens the engine anew each time, given a seed for its place in memory."""
     backend: Backend = registry.find("backend", engine.backend)
     folder = context.store.path(engine.key)
     return lambda seed: backend.open(folder, engine.settings, seed=seed)
@@ -118,6 +119,6 @@ def _peak(engine: Engine, feeds: list[dict[str, NDArray[Any]]], device: str, con
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _threads(engine: Engine) -> int:
+def threads_of(engine: Engine) -> int:
     threads = engine.settings.get("threads", 1)
     return threads if isinstance(threads, int) else 1

@@ -72,19 +72,35 @@ def measure(
     """`rounds` rounds of the candidate against the baseline, at every batch size of `feeds`.
 
     Each engine runs for about `seconds` a round at the first size, less at the others. `openers`
-    make a side's engine given a seed. An interrupted round (the machine slept, the process was
-    stopped) is discarded and repeated. Raises Problem when that goes on.
+    make a side's engine given a seed. Raises Problem when rounds are interrupted again and again.
     """
-    done: list[Record] = []
-    for attempt in range(rounds + REPEATS):
-        try:
-            done.append(one_round(openers, feeds, seed=seed * 10_007 + attempt, seconds=seconds, threads=threads))
-        except _Interrupted as gap:
-            log(f"round {len(done) + 1} is discarded and repeated: {gap}")
-        if len(done) == rounds:
-            return done
-    raise Problem("lost", f"more than {REPEATS} rounds were interrupted: the process was stopped, or the machine slept",
-                  "measure while the machine stays awake")  # fmt: skip
+    sitting = Sitting(openers, seed=seed, seconds=seconds, threads=threads, log=log)
+    return [sitting.round(feeds) for _ in range(rounds)]
+
+
+class Sitting:
+    """Rounds one by one. An interrupted one (the machine slept, the process was stopped) is discarded and repeated."""
+
+    def __init__(
+        self, openers: Mapping[str, Callable[[int], Runner]], *, seed: int, seconds: float, threads: int = 1,
+        log: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._openers, self._seed, self._seconds, self._threads = openers, seed, seconds, threads
+        self._log = log
+        self._attempts = self._interrupted = 0
+
+    def round(self, feeds: Mapping[int, Sequence[Feeds]]) -> Record:
+        """Raises Problem "lost" where rounds are interrupted again and again."""
+        while self._interrupted <= REPEATS:
+            seed = self._seed * 10_007 + self._attempts
+            self._attempts += 1
+            try:
+                return one_round(self._openers, feeds, seed=seed, seconds=self._seconds, threads=self._threads)
+            except _Interrupted as gap:
+                self._interrupted += 1
+                self._log(f"round {self._attempts} is discarded and repeated: {gap}")
+        raise Problem("lost", f"more than {REPEATS} rounds were interrupted: the process was stopped, or the machine "
+                      "slept", "measure while the machine stays awake")  # fmt: skip
 
 
 def one_round(
