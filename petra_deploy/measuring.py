@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from petra_deploy.core import files
+from petra_deploy.core.advice import Advice
 from petra_deploy.core.arguments import place
 from petra_deploy.core.event import OnEvent, silent
 from petra_deploy.core.request import parse_duration, parse_share
 from petra_deploy.core.verdict import share
 from petra_deploy.core.workload import DataSource
 from petra_deploy.driver import compare as _compare
+from petra_deploy.driver import refresh as _refresh
 from petra_deploy.driver.compare import Compared
 from petra_deploy.driver.subject import Rows
 
@@ -71,4 +73,29 @@ def compare(
     return found
 
 
-__all__ = ["Compared", "compare"]
+def refresh(
+    bundle: str | Path,
+    tried: str,
+    *,
+    target: str = "",
+    data: str | Path | None = None,
+    metric: str | None = None,
+    rounds: int = 20,
+    time: float | str = 600.0,
+    seed: int = 0,
+    on_event: OnEvent = silent,
+) -> Advice:
+    """Replay a bundle's strategy under another version of its runtime, `tried` ("onnxruntime==1.31.0"), beside the
+    installed one; `advice` is then "keep", "upgrade" or "search again", and `why` says why. The bundle stays as it is.
+
+    Raises BadInput for a version that cannot be had or a bundle that another runtime serves, NotMet where the bundle
+    has changed, TargetAbsent where its target (or `target`) is not here.
+    """
+    rows = Rows(data=DataSource(path=None if data is None else str(Path(data).absolute())), metric=metric)
+    asked = _refresh.Asked(tried=tried, target=target, rows=rows, most_rounds=rounds, seconds=parse_duration(time),
+                           seed=seed)  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="petra-refresh-") as logs:
+        return _refresh.refresh(Path(bundle), asked, Path(logs), on_event)
+
+
+__all__ = ["Advice", "Compared", "compare", "refresh"]

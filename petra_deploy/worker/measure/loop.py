@@ -82,7 +82,7 @@ class Sitting:
     """Rounds one by one. An interrupted one (the machine slept, the process was stopped) is discarded and repeated."""
 
     def __init__(
-        self, openers: Mapping[str, Callable[[int], Runner]], *, seed: int, seconds: float, threads: int = 1,
+        self, openers: Openers, *, seed: int, seconds: float, threads: int = 1,
         log: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._openers, self._seed, self._seconds, self._threads = openers, seed, seconds, threads

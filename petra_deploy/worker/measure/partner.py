@@ -37,13 +37,13 @@ _PATIENCE = 5.0  # seconds for a partner to go
 
 
 def openers(
-    engines: Mapping[str, Engine], store: Store, *, overlays: Mapping[str, Path | None]
+    engines: Mapping[str, Engine], store: Store, *, overlays: Mapping[str, Path | None], threads: int = 1
 ) -> dict[str, "Callable[[int], Partner]"]:
     """What opens each side's engine in a new process, given a seed for its place in memory.
 
     `overlays` has the folder that a side's process imports from first; None, or none, for what is installed.
+    `threads` of the busier engine decide what is taken as processor time (`loop.cpu_clock`).
     """
-    threads = max(_threads(engine) for engine in engines.values())
 
     def opener(side: str, engine: Engine) -> "Callable[[int], Partner]":
         folder = store.path(engine.key)
@@ -165,11 +165,6 @@ def serve(source: int, sink: int) -> None:
         send(sink, {"problem": [problem.kind, problem.reason, problem.hint]})
     except Exception as error:
         send(sink, {"problem": ["crash", f"{type(error).__name__}: {error}", ""]})
-
-
-def _threads(engine: Engine) -> int:
-    threads = engine.settings.get("threads", 1)
-    return threads if isinstance(threads, int) else 1
 
 
 if __name__ == "__main__":
