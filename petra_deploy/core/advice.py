@@ -6,8 +6,9 @@ A pure function of what was found, in this order, the first that applies:
 
     search again    the strategy no longer works there: a step, the build or the answers fail, or the metric falls
                     further below the original's than the bundle was allowed
-    keep            the metric is worse than with the installed version, beyond noise; or a call is slower by GATE
-    search again    the speedup over the original there is no longer what was promised: another strategy may be better
+    keep            the metric (but agreement, which knows no better) is worse than with the installed version, beyond
+                    noise; or a call is slower by GATE
+    search again    the speedup over the original there is surely not what was promised: another strategy may be better
     keep            the rounds do not settle whether a call is slower by GATE
     upgrade         a call is faster, or not slower by GATE
 """
@@ -90,7 +91,7 @@ def advise(trial: Trial, version: str) -> tuple[What, str]:
             f"{judged.metric} is {lost:.2f} points below the original's with {version}, where {judged.max_drop:g} "
             "are allowed"
         )
-    if judged and judged.real and (judged.drop.low or 0.0) > 0:
+    if judged and judged.real and judged.metric != "agreement" and (judged.drop.low or 0.0) > 0:
         return "keep", f"{judged.metric} is worse with {version}, by {_span(judged.drop)} points on the same rows"
     if latency is None:
         raise ValueError("a strategy that works was timed")
@@ -100,17 +101,17 @@ def advise(trial: Trial, version: str) -> tuple[What, str]:
         promised = "" if standing.promised is None else f", where {standing.promised:.2f}x was promised"
         return "search again", f"with {version} it is {_span(standing.speedup)}x the original's speed{promised}"
     if latency.verdict == "inconclusive":
-        return "keep", f"nothing speaks for {version}: {latency.why}"
+        more = "a quieter machine, or more rounds, may"
+        return "keep", f"nothing speaks for {version} so far: {latency.why}; {more}"
     if latency.figure.high is not None and latency.figure.high < 1:
         return "upgrade", f"a call is faster with {version}: it takes {_span(latency.figure)} times as long"
     return "upgrade", f"a call is {latency.why}: it takes {_span(latency.figure)} times as long with {version}"
 
 
 def holds(now: Figure, promised: float) -> bool:
-    """Whether a speedup is above 1 and not far below the promised one, nor surely below it."""
-    if now.known() <= 1 or (now.low is not None and now.low <= 1):
-        return False
-    return now.known() >= HOLDS * promised or (now.high or now.known()) >= promised
+    """False where a speedup is surely none, or far below the promised one and surely below it."""
+    high = now.known() if now.high is None else now.high
+    return high > 1 and (now.known() >= HOLDS * promised or high >= promised)
 
 
 def _lost(judged: Judged) -> float:

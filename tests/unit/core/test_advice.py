@@ -64,14 +64,19 @@ def test_made_up_rows_say_nothing_of_the_task() -> None:
     assert advise(replace(GOOD, judged=replace(TOO_LOW, rows="made-up")), VERSION)[0] == "upgrade"
 
 
+def test_other_answers_are_not_worse_ones_where_agreement_is_the_metric() -> None:
+    assert advise(replace(GOOD, judged=replace(WORSE, metric="agreement")), VERSION)[0] == "upgrade"
+    assert advise(replace(GOOD, judged=replace(TOO_LOW, metric="agreement")), VERSION)[0] == "search again"
+
+
 @pytest.mark.parametrize(
     ("value", "low", "high", "promised", "expected"),
     [
         (4.0, 3.9, 4.1, 4.2, True),
         (3.0, 2.9, 3.1, 4.2, False),  # far below, and surely so
         (3.0, 1.5, 4.5, 4.2, True),  # far below, and not surely
-        (1.1, 0.9, 1.3, 1.1, False),  # not surely above 1
-        (0.9, 0.8, 0.95, 0.0, False),
+        (0.99, 0.88, 1.13, 1.11, True),  # nothing is sure
+        (0.9, 0.8, 0.95, 0.0, False),  # surely none
         (1.1, 1.05, 1.15, 0.0, True),  # nothing was promised
     ],
 )

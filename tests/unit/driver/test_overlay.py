@@ -92,7 +92,7 @@ def test_a_version_that_is_not_there_names_those_that_are(wheels: Path, store: S
 
 
 def test_what_cannot_be_imported_here_is_said_and_not_kept(wheels: Path, store: Store) -> None:
-    write_wheel(wheels, "1.97.0", "import a_package_that_nobody_has")
+    write_wheel(wheels, "1.97.0", init="import a_package_that_nobody_has")
     with pytest.raises(BadInput, match="No module named 'a_package_that_nobody_has'"):
         overlay.filled(overlay.parse("onnxruntime==1.97.0"), store.root, quiet)
     assert [path.name for path in (store.root / "overlays").iterdir()] == ["lock"]

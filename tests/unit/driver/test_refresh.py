@@ -13,13 +13,15 @@ from petra_deploy.core.errors import BadInput
 from petra_deploy.core.store import Store, digest_tree
 from petra_deploy.driver.bundle.write import Shipment, write
 from petra_deploy.driver.report.refresh import table
-from tests.renamed_runtime import write_wheel
+from tests.renamed_runtime import REFUSES, SLOWER, write_wheel
 
 
 @pytest.fixture
 def bundle(shipment: Shipment, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Beside its original, as in a run folder; pip finds onnxruntime 1.99.0 alone."""
+    """Beside its original, as in a run folder; pip finds versions that are made here alone."""
     write_wheel(tmp_path / "wheels", "1.99.0")
+    write_wheel(tmp_path / "wheels", "1.98.0", SLOWER)
+    write_wheel(tmp_path / "wheels", "1.97.0", REFUSES)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
@@ -50,6 +52,22 @@ def test_the_same_runtime_by_another_number_computes_the_same_and_leaves_the_bun
     assert advice.trial.standing.promised is None  # the manifest is of a machine called "test"
     assert files.decode(json.loads(files.dumps(advice)), Advice, "itself") == advice
     assert table(advice).splitlines()[-1] == f"{advice.advice}: {advice.why}"
+
+
+def test_a_version_with_a_planted_slowdown_is_not_taken(bundle: Path) -> None:
+    advice = refresh(bundle, "onnxruntime==1.98.0", target="cpu")
+    assert advice.advice == "keep"
+    assert "times as long with onnxruntime 1.98.0" in advice.why
+    assert advice.trial.latency is not None
+    assert advice.trial.latency.figure.known() > 1.5
+
+
+def test_a_version_that_no_longer_serves_the_file_needs_another_search(bundle: Path) -> None:
+    advice = refresh(bundle, "onnxruntime==1.97.0", target="cpu")
+    assert advice.advice == "search again"
+    assert "no kernel for MatMul(13)" in advice.why
+    assert (advice.versions, advice.comparison) == ({}, None)
+    assert table(advice).splitlines()[-1] == f"search again: {advice.why}"
 
 
 def test_a_version_of_another_runtime_is_refused(bundle: Path) -> None:
