@@ -4,9 +4,9 @@
     python benchmarks/gate.py --only equal --only cost
 
 Comparisons are the real thing (worker/measure/duel.py on ONNX Runtime sessions, a fresh pair a round, 5% gate), each
-process pinned to a core. A slowdown is planted by a runner that takes `factor` times as long as the engine it holds:
-it waits by the clock, so the true ratio is known. `equal` shares its core with a process that never rests. Prints
-each check with its count, what it must be, and whether it is; exit code 1 where one is not.
+process pinned to a core. A call of either side is some calls of one small engine, so that the ratio is known: 27
+against 25 is 8% slower. `equal` is one engine of half a millisecond against itself, its core shared with a process that
+never rests. Prints each check with its count, what it must be, and whether it is; exit code 1 where one is not.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,17 +33,19 @@ import numpy as np
 
 from petra_deploy.core import machine, registry, stats
 from petra_deploy.core import rounds as records
-from petra_deploy.core.verdict import share, undecided
+from petra_deploy.core.verdict import of_latency, share
 from petra_deploy.worker.measure.duel import duel
 
 LIMIT = 0.05
 MOST = 20
-WAIT = 1.5  # each call lasts this many times its own time, the planted factor apart
+WIDTH, SIDE = 8, 8
+SMALL_MS = 0.02  # of the engine that both sides repeat
+Pair = tuple[int, int]  # calls of the small engine in one call of the base, and of the new side
+COVERED: tuple[Pair, ...] = ((25, 20), (33, 32), (25, 25), (30, 31), (20, 25), (20, 40))  # by coverage, in turn
 COUNTS = {  # of comparisons: full, quick
-    "equal": (200, 24), "slower8": (50, 12), "slower2": (200, 24), "slower5": (200, 24), "coverage": (100, 24),
+    "equal": (200, 24), "slower8": (50, 16), "slower2": (200, 32), "slower5": (200, 40), "coverage": (100, 40),
     "stopping": (4000, 1000), "cost": (3, 1),
 }  # fmt: skip
-PLANTED = (0.8, 0.97, 1.0, 1.03, 1.25, 2.0)  # of coverage, in turn
 SETTINGS = {"threads": 1, "optimization": "all", "provider": "cpu", "cuda_graph": "off", "channels": "first"}
 
 
@@ -59,26 +61,26 @@ class Check:
 
 @dataclass
 class One:
-    """A comparison: its log ratios, its verdict."""
+    """A comparison: its log ratios, its verdict, the bounds of its ratio."""
 
-    logs: list[float] = field(default_factory=list)
-    verdict: str = ""
+    logs: list[float]
+    verdict: str
+    low: float
+    high: float
+    contended: bool
 
 
-class Slowed:
-    """A Runner that takes `factor` times as long as the one it holds."""
+class Repeated:
+    """A Runner whose call is that many calls of the one it holds: ratios of work are then known."""
 
-    def __init__(self, runner: Any, factor: float) -> None:
-        self._runner, self._factor = runner, factor
+    def __init__(self, runner: Any, times: int) -> None:
+        self._runner, self._times = runner, times
         self.close = runner.close
 
     def run(self, feeds: Any) -> Any:
-        clock = time.perf_counter_ns
-        start = clock()
-        outputs = self._runner.run(feeds)
-        end = start + int((clock() - start) * self._factor)
-        while clock() < end:
-            pass
+        run = self._runner.run
+        for _ in range(self._times):
+            outputs = run(feeds)
         return outputs
 
 
@@ -117,24 +119,24 @@ def sized(folder: Path, milliseconds: float, width: int, side: int) -> Path:
     return folder
 
 
-def compared(folder: Path, factor: float, seed: int) -> One:
-    """One comparison of the engine with itself, the new one `factor` times as slow.
-
-    Both sides wait, so that what waiting does to the caches of the next call is the same.
-    """
+def compared(folder: Path, pair: Pair, seed: int) -> One:
+    """One comparison of an engine with itself, called as often as `pair` says."""
     backend = registry.find("backend", "onnxruntime")
 
-    def opener(by: float) -> Callable[[int], Any]:
-        return lambda number: Slowed(backend.open(folder, SETTINGS, seed=number), by)
+    def opener(times: int) -> Callable[[int], Any]:
+        return lambda number: Repeated(backend.open(folder, SETTINGS, seed=number), times)
 
-    gates = share(latency=LIMIT)
+    (gate,) = gates = share(latency=LIMIT)
     generator = np.random.default_rng(seed)
-    feeds = {1: [{"x0": generator.standard_normal((1, 16, 16, 16)).astype(np.float32)} for _ in range(4)]}
-    done = duel({"baseline": opener(WAIT), "candidate": opener(WAIT * factor)}, feeds, gates, most_rounds=MOST, seed=seed,
-                log=lambda _: None)  # fmt: skip
-    logs = records.log_ratios(done, "1")
-    verdict = "inconclusive" if undecided(gates, done) else stats.decide(logs, math.log1p(LIMIT))
-    return One(logs, verdict)
+    feeds = {1: [{"x0": generator.standard_normal((1, WIDTH, SIDE, SIDE)).astype(np.float32)} for _ in range(4)]}
+    openers = {"baseline": opener(pair[0]), "candidate": opener(pair[1])}
+    done = duel(openers, feeds, gates, most_rounds=MOST, seed=seed, log=lambda _: None)
+    said = of_latency(gate, done)
+    low, high = said.figure.low, said.figure.high
+    return One(
+        logs=records.log_ratios(done, "1"), verdict=said.verdict, low=0.0 if low is None else low,
+        high=math.inf if high is None else high, contended=bool(said.figure.note),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -151,24 +153,24 @@ def busy(wanted: bool) -> Iterator[None]:
         other.wait()
 
 
-def part(folder: str, factors: Sequence[float], seeds: Sequence[int], beside: bool, core: int) -> list[One]:
+def part(folder: str, pairs: Sequence[Pair], seeds: Sequence[int], beside: bool, core: int) -> list[One]:
     """Comparisons one after another, on one core, in a process of their own."""
     os.sched_setaffinity(0, {core})
     with busy(beside):
-        return [compared(Path(folder), f, s) for f, s in zip(factors, seeds, strict=True)]
+        return [compared(Path(folder), pair, s) for pair, s in zip(pairs, seeds, strict=True)]
 
 
-def many(folder: Path, factors: Sequence[float], seed: int, *, beside: bool = False, fresh: bool = False) -> list[One]:
+def many(folder: Path, pairs: Sequence[Pair], seed: int, *, beside: bool = False, fresh: bool = False) -> list[One]:
     """Split over the cores; with `fresh` a process a comparison."""
     cores = sorted(os.sched_getaffinity(0))
-    seeds = [seed + index for index in range(len(factors))]
-    size = 1 if fresh else -(-len(factors) // len(cores))
+    seeds = [seed + index for index in range(len(pairs))]
+    size = 1 if fresh else -(-len(pairs) // len(cores))
     context = multiprocessing.get_context("spawn")
-    parts = [(factors[i : i + size], seeds[i : i + size]) for i in range(0, len(factors), size)]
+    parts = [(pairs[i : i + size], seeds[i : i + size]) for i in range(0, len(pairs), size)]
     with concurrent.futures.ProcessPoolExecutor(len(cores), mp_context=context, max_tasks_per_child=1) as pool:
         jobs = [
-            pool.submit(part, str(folder), fs, ss, beside, cores[index % len(cores)])
-            for index, (fs, ss) in enumerate(parts)
+            pool.submit(part, str(folder), ps, ss, beside, cores[index % len(cores)])
+            for index, (ps, ss) in enumerate(parts)
         ]
         return [one for job in jobs for one in job.result()]
 
@@ -183,12 +185,13 @@ def tally(found: Sequence[One]) -> dict[str, Any]:
         "ratios": [round(min(ratios), 4), round(max(ratios), 4)],
         "median_rounds": statistics.median(len(one.logs) for one in found),
         "most_rounds": max(len(one.logs) for one in found),
+        "contended": sum(one.contended for one in found),
         "median_round_sd": round(statistics.median(statistics.stdev(one.logs) for one in found), 5),
     }  # fmt: skip
 
 
 def equal(folder: Path, count: int, kept: list[One]) -> Check:
-    found = many(folder, [1.0] * count, 1_000_000, beside=True)
+    found = many(folder / "half", [(1, 1)] * count, 1_000_000, beside=True)
     kept += found
     told = tally(found)
     good = told["fail"] == 0 and abs(told["median_ratio"] - 1) <= 0.005
@@ -196,9 +199,9 @@ def equal(folder: Path, count: int, kept: list[One]) -> Check:
                  "no fail; median ratio within 0.5%", good)  # fmt: skip
 
 
-def slower(folder: Path, count: int, kept: list[One], *, factor: float) -> Check:
-    found = many(folder, [factor] * count, round(factor * 1e7))
-    told = tally(found)
+def slower(folder: Path, count: int, kept: list[One], *, pair: Pair) -> Check:
+    found = many(folder / "small", [pair] * count, pair[0] * 1_000_000)
+    told, factor = tally(found), pair[1] / pair[0]
     if factor > 1 + LIMIT:
         good, must = told["fail"] == count and told["median_rounds"] <= 8, "all found; median at most 8 rounds"
     elif factor < 1 + LIMIT:
@@ -209,20 +212,20 @@ def slower(folder: Path, count: int, kept: list[One], *, factor: float) -> Check
 
 
 def coverage(folder: Path, count: int, kept: list[One]) -> Check:
-    factors = [PLANTED[index % len(PLANTED)] for index in range(count)]
-    found = many(folder, factors, 5_000_000, fresh=True)
+    pairs = [COVERED[index % len(COVERED)] for index in range(count)]
+    found = many(folder / "small", pairs, 5_000_000, fresh=True)
     held, widths = 0, []
-    for factor, one in zip(factors, found, strict=True):
-        low, high = stats.confidence_sequence(one.logs)
-        held += low <= math.log(factor) <= high
-        widths.append(math.expm1((high - low) / 2))
+    for (base, new), one in zip(pairs, found, strict=True):
+        held += one.low <= new / base <= one.high
+        widths.append((one.high / one.low) ** 0.5 - 1)
     told = {"held": held, "share": held / count, "median_half_width": round(statistics.median(widths), 4),
-            "median_rounds": statistics.median(len(one.logs) for one in found), "planted": PLANTED}  # fmt: skip
+            "median_rounds": statistics.median(len(one.logs) for one in found),
+            "planted": [round(new / base, 3) for base, new in COVERED]}  # fmt: skip
     return Check("the interval holds a planted ratio, each in a fresh process", count, told, "at least 93%",
                  held >= 0.93 * count)  # fmt: skip
 
 
-def stopping(_: Path, count: int, kept: list[One]) -> Check:
+def stopping(folder: Path, count: int, kept: list[One]) -> Check:
     """At the gate itself, looking after each of 60 rounds, and stopping at the first verdict that pleases."""
     centred = [x - statistics.fmean(one.logs) for one in kept for x in one.logs if len(one.logs) > 1]
     generator = np.random.default_rng(7)
@@ -257,7 +260,7 @@ def _ever(logs: Any, verdict: str) -> bool:
 def cost(folder: Path, count: int, kept: list[One]) -> Check:
     """The whole command, of equal engines: seconds of processor time of it and its children."""
     told, good = {}, True
-    for name, milliseconds, width, side, most in (("0.5 ms", 0.5, 16, 16, 10), ("20 ms", 20, 64, 64, 60)):
+    for name, milliseconds, width, side, most in (("0.5 ms", 0.5, 16, 16, 10), ("20 ms", 20, 64, 32, 60)):
         with tempfile.TemporaryDirectory() as scratch:
             model = sized(Path(scratch), milliseconds, width, side) / "model.onnx"
             spent = [_command(model) for _ in range(count)]
@@ -278,8 +281,8 @@ def _command(model: Path) -> float:
 
 
 CHECKS: dict[str, Callable[[Path, int, list[One]], Check]] = {
-    "equal": equal, "slower8": partial(slower, factor=1.08), "slower2": partial(slower, factor=1.02),
-    "slower5": partial(slower, factor=1.05), "coverage": coverage, "stopping": stopping, "cost": cost,
+    "equal": equal, "slower8": partial(slower, pair=(25, 27)), "slower2": partial(slower, pair=(50, 51)),
+    "slower5": partial(slower, pair=(20, 21)), "coverage": coverage, "stopping": stopping, "cost": cost,
 }  # fmt: skip
 
 
@@ -292,7 +295,10 @@ def main() -> int:
     kept: list[One] = []
     done = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = sized(Path(scratch), 0.5, 16, 16)
+        folder = Path(scratch)
+        for name, milliseconds in (("small", SMALL_MS), ("half", 0.5)):
+            (folder / name).mkdir()
+            sized(folder / name, milliseconds, WIDTH, SIDE)
         for name, check in CHECKS.items():
             if given.only and name not in given.only:
                 continue

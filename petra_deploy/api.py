@@ -47,7 +47,7 @@ from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.optimize import Finished
 from petra_deploy.driver.place import find
-from petra_deploy.driver.session import open_session
+from petra_deploy.driver.session import kept_logs, open_session
 from petra_deploy.runtime import load_bundle
 
 
@@ -235,8 +235,8 @@ def build(
     NotMet where the engine does not compute what the bundle's file says.
     """
     asked = Asked(target=target, runtime=runtime, seconds=parse_duration(time))
-    with tempfile.TemporaryDirectory(prefix="petra-build-") as logs:
-        return _build.build(Path(bundle), asked, Path(logs), on_event)
+    with kept_logs("build") as logs:
+        return _build.build(Path(bundle), asked, logs, on_event)
 
 
 def inspect(

@@ -6,7 +6,6 @@
 An engine is a bundle, a folder with a model.onnx, an .onnx file, or a profile that stands for one.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from petra_deploy.core.workload import DataSource
 from petra_deploy.driver import compare as _compare
 from petra_deploy.driver import refresh as _refresh
 from petra_deploy.driver.compare import Compared
+from petra_deploy.driver.session import kept_logs
 from petra_deploy.driver.subject import Rows
 
 
@@ -65,8 +65,8 @@ def compare(
                   metric=metric),
         seconds=parse_duration(time), recorded=recorded, cross_machine=cross_machine, explain=explain,
     )  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="petra-compare-") as logs:
-        found = _compare.compare(Path(base), Path(new), asked, Path(logs), on_event)
+    with kept_logs("compare") as logs:
+        found = _compare.compare(Path(base), Path(new), asked, logs, on_event)
     if save is not None:
         Path(save).parent.mkdir(parents=True, exist_ok=True)
         files.write_json(Path(save), found.comparison)
@@ -94,8 +94,8 @@ def refresh(
     rows = Rows(data=DataSource(path=None if data is None else str(Path(data).absolute())), metric=metric)
     asked = _refresh.Asked(tried=tried, target=target, rows=rows, most_rounds=rounds, seconds=parse_duration(time),
                            seed=seed)  # fmt: skip
-    with tempfile.TemporaryDirectory(prefix="petra-refresh-") as logs:
-        return _refresh.refresh(Path(bundle), asked, Path(logs), on_event)
+    with kept_logs("refresh") as logs:
+        return _refresh.refresh(Path(bundle), asked, logs, on_event)
 
 
 __all__ = ["Advice", "Compared", "compare", "refresh"]

@@ -87,11 +87,18 @@ def contended(rounds: Sequence[Record], batch: str) -> tuple[float, float] | Non
     the smaller engine by far more than the rounds scatter. With several threads processor time
     says nothing of the kind.
     """
-    if rounds[0]["threads"] > 1:
+    processor = processor_ratio(rounds, batch)
+    if processor is None:
         return None
-    wall = -statistics.fmean(log_ratios(rounds, batch))
-    cpu = -statistics.fmean(log_ratios(rounds, batch, "cpu_ns"))
+    wall, cpu = -statistics.fmean(log_ratios(rounds, batch)), -processor
     return (math.exp(wall), math.exp(cpu)) if abs(wall - cpu) > _CPU_DIFFERENCE else None
+
+
+def processor_ratio(rounds: Sequence[Record], batch: str) -> float | None:
+    """Mean of log(candidate / baseline) by processor time; None where that is not all of the work (threads, a GPU)."""
+    if rounds[0]["threads"] != 1:
+        return None
+    return statistics.fmean(log_ratios(rounds, batch, "cpu_ns"))
 
 
 def _speedup(rounds: Sequence[Record], batch: str) -> Figure:

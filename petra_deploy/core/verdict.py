@@ -4,9 +4,10 @@
     judge(comparison)                                           # its Verdicts
 
 Latency is decided by the anytime-valid test of core/stats.py on one log ratio a round, new over base. The interval
-shown is that test inverted, so that text and verdict cannot disagree, and one may look after every round. Where
-other programs took the core and the clock and processor time differ by over 10%, the interval spans both. Sizes are
-counted, and take no part of alpha.
+shown is that test inverted, so that text and verdict cannot disagree, and one may look after every round. A long call
+is preempted more often than a short one, so on a shared core the clock is unkind to the slower engine: the interval
+also spans what processor time says, and a verdict that processor time denies is inconclusive. Sizes are counted, and
+take no part of alpha.
 """
 
 import math
@@ -18,6 +19,8 @@ from petra_deploy.core import rounds as records
 from petra_deploy.core import stats
 from petra_deploy.core.comparison import Comparison, Decision, Gate, Record, Verdict
 from petra_deploy.core.outcome import Figure
+
+_CONTENDED = 0.02  # of a log ratio: where the clock and processor time are said to differ
 
 
 def share(
@@ -38,7 +41,7 @@ def share(
 def undecided(gates: Sequence[Gate], rounds: Sequence[Record]) -> tuple[Gate, ...]:
     """The gates on latency on which the rounds so far do not settle."""
     latency = [gate for gate in gates if gate.what == "latency"]
-    return tuple(gate for gate in latency if _latency(gate, rounds).verdict == "inconclusive")
+    return tuple(gate for gate in latency if of_latency(gate, rounds).verdict == "inconclusive")
 
 
 def judge(comparison: Comparison) -> tuple[Verdict, ...]:
@@ -46,23 +49,8 @@ def judge(comparison: Comparison) -> tuple[Verdict, ...]:
     return tuple(_judged(gate, comparison) for gate in comparison.gates)
 
 
-def overall(verdicts: Sequence[Verdict]) -> Decision:
-    """fail where any gate fails, else inconclusive where any is."""
-    found = {verdict.verdict for verdict in verdicts}
-    return "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
-
-
-def _judged(gate: Gate, comparison: Comparison) -> Verdict:
-    if gate.what == "latency":
-        return _latency(gate, comparison.rounds)
-    if gate.what == "size":
-        return _size(gate, comparison.base.bytes, comparison.new.bytes)
-    if comparison.drop is None:
-        raise ValueError("the comparison has a gate on the metric, and no drop")
-    return _metric(gate, comparison.drop, comparison.metric)
-
-
-def _latency(gate: Gate, rounds: Sequence[Record]) -> Verdict:
+def of_latency(gate: Gate, rounds: Sequence[Record]) -> Verdict:
+    """From the rounds that measured the gate's batch size."""
     batch = str(gate.batch)
     rounds = [one for one in rounds if batch in one["batches"]]
     if not rounds:
@@ -77,18 +65,34 @@ def _latency(gate: Gate, rounds: Sequence[Record]) -> Verdict:
     decided = stats.decide(logs, limit, alpha=gate.alpha)
     verdict: Decision = "inconclusive" if decided == "open" else decided
     why, note = "", ""
-    if both := records.contended(rounds, batch):
-        clock, processor = (-math.log(value) for value in both)  # `contended` speaks of speedups
+    if (processor := records.processor_ratio(rounds, batch)) is not None:
         low, high = min(low, processor), max(high, processor)
-        note = "contended: bounds span clock and processor time"
-        if (verdict == "fail" and low <= limit) or (verdict == "pass" and high >= limit):
+        if abs(processor - mean) > _CONTENDED:
+            note = "contended: the clock and processor time differ"
+        if (verdict == "fail" and processor <= limit) or (verdict == "pass" and processor >= limit):
             verdict = "inconclusive"
             why = (
-                f"the clock says {math.exp(clock):.3f} and processor time {math.exp(processor):.3f}: other programs "
+                f"the clock says {math.exp(mean):.3f} and processor time {math.exp(processor):.3f}: other programs "
                 "took the core; compare again on a quieter machine"
             )
     figure = Figure(value=math.exp(mean), unit="ratio", low=_exp(low), high=_exp(high), n=len(logs), note=note)
     return Verdict(gate=gate, verdict=verdict, figure=figure, why=why or _said(verdict, figure, gate))
+
+
+def overall(verdicts: Sequence[Verdict]) -> Decision:
+    """fail where any gate fails, else inconclusive where any is."""
+    found = {verdict.verdict for verdict in verdicts}
+    return "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
+
+
+def _judged(gate: Gate, comparison: Comparison) -> Verdict:
+    if gate.what == "latency":
+        return of_latency(gate, comparison.rounds)
+    if gate.what == "size":
+        return _size(gate, comparison.base.bytes, comparison.new.bytes)
+    if comparison.drop is None:
+        raise ValueError("the comparison has a gate on the metric, and no drop")
+    return _metric(gate, comparison.drop, comparison.metric)
 
 
 def _said(verdict: Decision, figure: Figure, gate: Gate) -> str:

@@ -9,7 +9,7 @@ each through its yardstick; of two machines only where that is asked for.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from petra_deploy.driver import profiles
 from petra_deploy.driver.build import at_hand
 from petra_deploy.driver.place import Place
 from petra_deploy.driver.session import Session, open_session
-from petra_deploy.driver.subject import Rows, Subject, engine_of, facts_of, feeding, take
+from petra_deploy.driver.subject import Rows, Subject, engine_of, facts_of, feeding, fixed_batch, take
 
 _MACHINE = ("cpu", "instructions", "cores", "affinity", "architecture", "virtual", "gpus")
 _RECORDED = (
@@ -57,10 +57,6 @@ class Asked:
     recorded: bool = False  # compare the records of two profiles, measure nothing
     cross_machine: bool = False
     explain: bool = False
-
-    @property
-    def latency(self) -> tuple[Gate, ...]:
-        return tuple(gate for gate in self.gates if gate.what == "latency")
 
 
 @dataclass(frozen=True)
@@ -127,23 +123,35 @@ def _measured(base: Named, new: Named, asked: Asked, logs: Path, on_event: OnEve
         other = feeding(base.take(place, session, asked), one)
         for note in dict.fromkeys((*one.notes, *other.notes)):
             session.say(note, "note")
+        gates = _at(asked.gates, fixed_batch(one, other))
         engines = {name: engine_of(s, session, threads=asked.threads) for name, s in (("base", other), ("new", one))}
         drop = _drop(other, one, engines, asked, session)
         session.say(f"measuring {one.path} against {other.path} in turns, until the gates are decided")
         done = session.must(
             Compare(
-                base=engines["base"], new=engines["new"], target=one.target, split=one.split, gates=asked.latency,
+                base=engines["base"], new=engines["new"], target=one.target, split=one.split, gates=_timed(gates),
                 most_rounds=asked.most_rounds, seed=asked.seed, limits=session.limits(),
             )
         )  # fmt: skip
         comparison = Comparison(
             created=datetime.now(UTC).isoformat(timespec="seconds"), target=place.target.name,
             base=replace(facts_of(other, engines["base"]), file=""),
-            new=replace(facts_of(one, engines["new"]), file=""), paired=True, gates=asked.gates,
+            new=replace(facts_of(one, engines["new"]), file=""), paired=True, gates=gates,
             rounds=done.rounds, drop=drop, metric=one.metric.name if one.metric else "", machine=done.machine,
             sittings=done.sittings, warnings=done.warnings,
         )  # fmt: skip
         return Compared(_judged(comparison))
+
+
+def _at(gates: Sequence[Gate], batch: int | None) -> tuple[Gate, ...]:
+    """The gates on latency at the one batch size that a model takes, where it takes one only."""
+    if batch is None:
+        return tuple(gates)
+    return tuple(dict.fromkeys(replace(gate, batch=batch) if gate.what == "latency" else gate for gate in gates))
+
+
+def _timed(gates: Sequence[Gate]) -> tuple[Gate, ...]:
+    return tuple(gate for gate in gates if gate.what == "latency")
 
 
 def _drop(base: Subject, new: Subject, engines: Mapping[str, Engine], asked: Asked, session: Session) -> Figure | None:
@@ -188,7 +196,7 @@ def _of_records(base: Profile, new: Profile, asked: Asked) -> Comparison:
 
 def _side_by_side(base: Profile, new: Profile, asked: Asked, *, through_yardstick: bool) -> tuple[Record, ...]:
     made: list[Record] = []
-    for gate in asked.latency:
+    for gate in _timed(asked.gates):
         sides = [profile.scenario("single-stream", gate.batch, asked.threads) for profile in (base, new)]
         for profile, side in zip((base, new), sides, strict=True):
             if side is None:

@@ -6,6 +6,7 @@ with open_session(request, folder, on_event) as session:
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from petra_deploy.driver.dispatch import Dispatch
 from petra_deploy.driver.place import Look
 
 A = TypeVar("A")
+_LOGS_SECONDS = 7 * 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,18 @@ def open_session(
         )
     finally:
         opened.close()
+
+
+@contextlib.contextmanager
+def kept_logs(verb: str) -> Iterator[Path]:
+    """A folder in the cache for the logs of a run that has none of its own; kept where the block ends in an error."""
+    folder = default_root() / "logs" / f"{verb}-{os.getpid()}"
+    for old in folder.parent.glob("*"):
+        with contextlib.suppress(OSError):
+            if time.time() - old.stat().st_mtime > _LOGS_SECONDS:
+                shutil.rmtree(old)
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def readable(request: Request) -> tuple[Path, ...]:

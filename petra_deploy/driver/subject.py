@@ -16,7 +16,7 @@ from petra_deploy.core.outcome import Engine, Graph
 from petra_deploy.core.profile import EngineFacts
 from petra_deploy.core.store import digest_file
 from petra_deploy.core.target import Target
-from petra_deploy.core.workload import DataSource, MetricSpec, Signature, Split
+from petra_deploy.core.workload import DataSource, MetricSpec, Signature, Split, TensorSpec
 from petra_deploy.driver.build import graph_of, made_up
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.bundle.verify import verify
@@ -112,13 +112,24 @@ def facts_of(subject: Subject, engine: Engine) -> EngineFacts:
 
 def feeding(subject: Subject, other: Subject) -> Subject:
     """`subject` fed with the rows of `other`. Raises BadInput where their inputs differ."""
-    ours, theirs = ([(s.name, s.dtype, len(s.shape)) for s in one.signature.inputs] for one in (subject, other))
-    if ours != theirs:
+    ours, theirs = subject.signature.inputs, other.signature.inputs
+    if len(ours) != len(theirs) or not all(_alike(a, b) for a, b in zip(ours, theirs, strict=True)):
         raise BadInput(
             f"{subject.path} takes {_told(subject)}, and {other.path} {_told(other)}: they cannot be fed alike",
             "compare engines of the same inputs",
         )
     return replace(subject, split=other.split)
+
+
+def _alike(a: TensorSpec, b: TensorSpec) -> bool:
+    same = all(isinstance(x, str) or isinstance(y, str) or x == y for x, y in zip(a.shape, b.shape, strict=False))
+    return (a.name, a.dtype, len(a.shape)) == (b.name, b.dtype, len(b.shape)) and same
+
+
+def fixed_batch(*subjects: Subject) -> int | None:
+    """The one batch size that they all take; None where any size will do."""
+    sizes = [s.signature.inputs[0].shape[0] for s in subjects if not s.signature.dynamic_batch]
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def _told(subject: Subject) -> str:

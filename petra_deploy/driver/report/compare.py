@@ -108,9 +108,9 @@ def _versions(comparison: Comparison) -> str:
     return _cell(", ".join(sorted(pairs)))
 
 
+_ESCAPES = str.maketrans({m: f"&#{ord(m)};" for m in "<>|@#&"} | {m: f"\\{m}" for m in "\\`*_[]"})
+
+
 def _cell(text: str) -> str:
     """Text that can break neither a Markdown table nor its HTML, and names no one."""
-    safe = printable(text).replace("\\", "\\\\")
-    for mark in "|`*_<>[]@#":
-        safe = safe.replace(mark, f"&#{ord(mark)};" if mark in "<>|@#" else f"\\{mark}")
-    return " ".join(safe.split())
+    return " ".join(printable(text).translate(_ESCAPES).split())

@@ -27,7 +27,7 @@ def run(job: Compare, context: Context) -> Compared:
     with exclusive(context.store.root, job.target.device, context.log), preflight.pinned(threads) as core:
         before, began = preflight.state(), _processor_time()
         rounds = duel(openers, feeds, job.gates, most_rounds=job.most_rounds, seed=job.seed, seconds=job.seconds,
-                      threads=threads, log=context.log)  # fmt: skip
+                      threads=threads if job.target.device == "cpu" else 0, log=context.log)  # fmt: skip
         spent, after = _processor_time() - began, preflight.state()
     sitting = {"seed": job.seed, "rounds": len(rounds), "core": core, "before": before, "after": after}
     return Compared(

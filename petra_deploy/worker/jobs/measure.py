@@ -48,7 +48,8 @@ def run(job: Measure, context: Context) -> Measurement:
         before = preflight.state()
         measured = loop.measure(
             {side: opener(engine, context) for side, engine in engines.items()}, feeds,
-            rounds=job.rounds, seed=job.seed, seconds=job.seconds, threads=threads, log=context.log,
+            rounds=job.rounds, seed=job.seed, seconds=job.seconds, threads=threads if job.target.device == "cpu" else 0,
+            log=context.log,
         )  # fmt: skip
         after = preflight.state()
     rounds = [*earlier.get("rounds", []), *measured]

@@ -14,7 +14,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -29,7 +29,7 @@ SIDES = ("candidate", "baseline")
 
 CALLS = 200  # hot calls of an engine in a round, where time permits
 RUN_CALLS, RUN_SECONDS = 10, 40e-3  # a run is at least both: shorter ones still feel the other engine's caches
-_IN_RUNS = 0.4  # of the seconds an engine gets, where its runs last RUN_SECONDS only
+_IN_RUNS = 0.4  # of the seconds an engine gets, where its runs last no longer than they must
 WARM_CALLS, WARM_SECONDS = 3, 50e-3  # and warming up too
 GAP_SECONDS = 1.0  # a wait this long without work is a stop or a sleep, not the machine's speed
 REPEATS = 3  # of interrupted rounds, in all
@@ -41,6 +41,7 @@ class Effort:
 
     seconds: float
     fewest_runs: int
+    run_seconds: float = RUN_SECONDS  # the least that a run takes
 
 
 SHORT = Effort(seconds=0.3, fewest_runs=2)  # every batch size but the first
@@ -82,10 +83,11 @@ class Sitting:
     """Rounds one by one. An interrupted one (the machine slept, the process was stopped) is discarded and repeated."""
 
     def __init__(
-        self, openers: Openers, *, seed: int, seconds: float, threads: int = 1,
+        self, openers: Openers, *, seed: int, seconds: float, threads: int = 1, run_seconds: float = RUN_SECONDS,
         log: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._openers, self._seed, self._seconds, self._threads = openers, seed, seconds, threads
+        self._run_seconds = run_seconds
         self._log = log
         self._attempts = self._interrupted = 0
 
@@ -95,7 +97,10 @@ class Sitting:
             seed = self._seed * 10_007 + self._attempts
             self._attempts += 1
             try:
-                return one_round(self._openers, feeds, seed=seed, seconds=self._seconds, threads=self._threads)
+                return one_round(
+                    self._openers, feeds, seed=seed, seconds=self._seconds, threads=self._threads,
+                    run_seconds=self._run_seconds,
+                )  # fmt: skip
             except _Interrupted as gap:
                 self._interrupted += 1
                 self._log(f"round {self._attempts} is discarded and repeated: {gap}")
@@ -104,12 +109,13 @@ class Sitting:
 
 
 def one_round(
-    openers: Openers, feeds: Mapping[int, Sequence[Feeds]], *, seed: int,
-    seconds: float, threads: int = 1,
+    openers: Openers, feeds: Mapping[int, Sequence[Feeds]], *, seed: int, seconds: float, threads: int = 1,
+    run_seconds: float = RUN_SECONDS,
 ) -> Record:  # fmt: skip
     """{"seed", "threads", "opened": order, "load_ns": {side}, "batches": {batch: {side: times, "order"}}}.
 
-    `threads` of the busier engine decide whose processor time stands beside the clock's (`cpu_clock`).
+    `threads` of the busier engine (0: a device does the work) decide whose processor time stands beside the
+    clock's (`cpu_clock`).
     """
     clock = cpu_clock(threads)
     generator = np.random.default_rng(seed)
@@ -122,9 +128,10 @@ def one_round(
             engine = engines[side] = openers[side](int(generator.integers(2**31)))
             load[side] = engine.load_ns if isinstance(engine, Away) else time.perf_counter_ns() - start
         asleep = _suspended()
-        batches, first = {}, Effort(seconds, fewest_runs=3)
+        batches, first = {}, Effort(seconds, fewest_runs=3, run_seconds=run_seconds)
         for index, (batch, rows) in enumerate(feeds.items()):
-            batches[str(batch)] = _batch(engines, rows, SHORT if index else first, generator, clock)
+            effort = replace(SHORT, run_seconds=run_seconds) if index else first
+            batches[str(batch)] = _batch(engines, rows, effort, generator, clock)
         if _suspended() - asleep > 0.1:
             raise _Interrupted("the machine slept")
     finally:
@@ -153,11 +160,11 @@ def _batch(
 def plan(seconds: Mapping[str, float], effort: Effort) -> tuple[int, dict[str, int]]:
     """(runs of each engine, calls in a run of each) from the seconds that one call takes."""
     slowest = max(seconds.values())
-    most = min(CALLS // RUN_CALLS, math.floor(_IN_RUNS * effort.seconds / RUN_SECONDS))
+    most = min(CALLS // RUN_CALLS, math.floor(_IN_RUNS * effort.seconds / effort.run_seconds))
     runs = max(effort.fewest_runs, min(most, math.floor(effort.seconds / (RUN_CALLS * slowest))))
     lengths = {}
     for side, each in seconds.items():
-        wanted = max(RUN_CALLS, math.ceil(RUN_SECONDS / each), math.ceil(CALLS / runs)) + 1  # the first is apart
+        wanted = max(RUN_CALLS, math.ceil(effort.run_seconds / each), math.ceil(CALLS / runs)) + 1  # the first is apart
         fewest = 2 if each > SLOW_SECONDS else 3
         lengths[side] = max(fewest, min(wanted, math.floor(effort.seconds / (runs * each))))
     return runs, lengths
