@@ -9,13 +9,14 @@ own, and scored on the same rows; and against the original, both with the other 
 promised. core/advice.py says what follows. The bundle is never changed.
 """
 
+import contextlib
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from petra_deploy.core.advice import Advice, advise
 from petra_deploy.core.errors import BadInput
-from petra_deploy.core.event import Event, OnEvent
+from petra_deploy.core.event import OnEvent
 from petra_deploy.core.metrics import SPECS
 from petra_deploy.core.outcome import Budget
 from petra_deploy.core.request import Request
@@ -58,23 +59,21 @@ def refresh(path: Path, asked: Asked, logs: Path, on_event: OnEvent) -> Advice:
         model=ModelSource(path=str(bundle.resolve() / "model.onnx")), data=asked.rows.data,
         target=asked.target or manifest.target.name, budget=Budget(seconds=asked.seconds), seed=asked.seed,
     )  # fmt: skip
-    read, store = readable(request), Store(default_root())
-    run = run_of(bundle, manifest, store)
-    folder = overlay.filled(wanted, store.root, lambda text: on_event(Event(kind="stage", text=text)))
+    read, run = readable(request), run_of(bundle, manifest, Store(default_root()))
     if isinstance(run, Run):
         request = replace(run.request, target=request.target, runtime="", remote=None, budget=request.budget,
                           seed=asked.seed)  # fmt: skip
-    with (
-        open_session(request, logs / "installed", on_event, read=read) as now,
-        open_session(request, logs / "tried", on_event, read=read, overlay=(folder,)) as then,
-    ):
+    with contextlib.ExitStack() as sessions:
+        now = sessions.enter_context(open_session(request, logs / "installed", on_event, read=read))
         place = at_hand(request.target, manifest.runtime.name, now)
         if place.target.device != "cpu":
             raise BadInput(f"versions of a runtime are compared on processors, and {place.target.name} is none",
                            "try the version in an environment of its own")  # fmt: skip
+        original = at_hand(request.target, recipes.read(bundle / "strategy.json").runtime, now).target
+        folder = overlay.filled(wanted, now.store.root, now.say)
+        then = sessions.enter_context(open_session(request, logs / "tried", on_event, read=read, overlay=(folder,)))
         subject, judging = _rows(bundle, place, run, asked, now)
         engine = engine_of(subject, now)
-        original = at_hand(request.target, recipes.read(bundle / "strategy.json").runtime, now).target
         pair = Pair(wanted=wanted, overlay=folder, bundle=bundle, manifest=manifest, subject=subject, place=place,
                     engine=engine, original=original, judging=judging, now=now, then=then,
                     most_rounds=asked.most_rounds, seed=asked.seed)  # fmt: skip
