@@ -13,12 +13,12 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from petra_deploy.api import Result, apply, bench, build, inspect, optimize
+    from petra_deploy.api import Result, apply, build, inspect, optimize
     from petra_deploy.core.errors import PetraError
     from petra_deploy.core.strategy import Step, Strategy
     from petra_deploy.driver.bundle.manifest import Manifest
     from petra_deploy.driver.bundle.verify import verify
-    from petra_deploy.measuring import compare, refresh
+    from petra_deploy.measuring import bench, compare, refresh
     from petra_deploy.runtime import Bundle, load_bundle
 
 __version__ = "0.1.0"
@@ -31,7 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "optimize": "api", "apply": "api", "bench": "api", "build": "api", "inspect": "api", "Result": "api",
+    "optimize": "api", "apply": "api", "bench": "measuring", "build": "api", "inspect": "api", "Result": "api",
     "compare": "measuring", "refresh": "measuring",
     "load_bundle": "runtime", "Bundle": "runtime", "verify": "driver.bundle.verify",
     "Manifest": "driver.bundle.manifest", "Strategy": "core.strategy", "Step": "core.strategy",

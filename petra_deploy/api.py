@@ -39,7 +39,6 @@ from petra_deploy.core.plan import Inspected
 from petra_deploy.core.request import Request, parse_duration
 from petra_deploy.core.workload import Loaded, LoadOptions
 from petra_deploy.driver import build as _build
-from petra_deploy.driver import finish as _finish
 from petra_deploy.driver import optimize as _optimize
 from petra_deploy.driver import reapply as _reapply
 from petra_deploy.driver.build import Asked
@@ -135,7 +134,7 @@ def optimize(
         )
         run.begin(request)
         with interruptible(run):
-            return _result(_optimize.optimize(request, run, storage, on_event))
+            return result_of(_optimize.optimize(request, run, storage, on_event))
 
 
 def apply(
@@ -200,30 +199,7 @@ def apply(
         )
         run.begin(request)
         with interruptible(run):
-            return _result(_reapply.apply(Path(strategy), request, run, on_event))
-
-
-def bench(
-    run: str | Path,
-    *,
-    target: str = "",
-    runtime: str = "",
-    remote: str | None = None,
-    remote_python: str | None = None,
-    time: float | str = 600.0,
-    on_event: OnEvent = silent,
-) -> Result:
-    """Finish a predicted run on its target: measure the front there, choose again, keep the predictions' errors.
-
-    `run` is the run's --out folder, here or copied to the target; `time` is in seconds, or text.
-
-    Raises BadInput where it holds no predicted front, TargetAbsent where the target is not here, NotMet where
-    nothing of the front is better than the baseline there.
-    """
-    name, there = place(target, remote, remote_python) if target or remote else ("", None)
-    asked = Asked(target=name, runtime=runtime, remote=there, seconds=parse_duration(time))
-    with open_run(Path(run), True) as folder:
-        return _result(_finish.finish(folder, asked, on_event))
+            return result_of(_reapply.apply(Path(strategy), request, run, on_event))
 
 
 def build(
@@ -275,8 +251,9 @@ def inspect(
             return Inspection(loaded, inspected)
 
 
-def _result(finished: Finished) -> Result:
+def result_of(finished: Finished) -> Result:
+    """What a run came to, as callers see it."""
     return Result(finished.bundle, finished.front, finished.trials, finished.manifest, finished.out)
 
 
-__all__ = ["Inspection", "Result", "apply", "bench", "build", "inspect", "load_bundle", "optimize"]
+__all__ = ["Inspection", "Result", "apply", "build", "inspect", "load_bundle", "optimize"]

@@ -1,30 +1,60 @@
-"""`petra-deploy bench`: finish a predicted run on the target itself."""
+"""`petra-deploy bench`: a profile of an engine; or finish a predicted run on the target itself."""
 
 from typing import Any
 
 import click
 
 from petra_deploy.cli import options
-from petra_deploy.cli.console import Console, answer
+from petra_deploy.cli.console import Console, answer, profiled
 
 
 @click.command()
-@click.argument("run", type=options.PATH, metavar="OUT")
+@click.argument("engine", type=options.PATH, metavar="ENGINE")
 @options.elsewhere
-@click.option("--time", default="10m", show_default=True, metavar="DURATION", help="At most. Example: --time 5m")
+@click.option("--scenario", "scenarios", type=options.SCENARIOS, default="single-stream,offline", show_default=True,
+              metavar="NAMES",
+              help="Of single-stream, multi-stream, offline, server; or all. Example: --scenario all")  # fmt: skip
+@click.option("--batch", "batches", type=options.BATCHES, default=(1, 16), metavar="SIZES",
+              help="Rows a call. Example: --batch 1,8  [default: 1,16]")  # fmt: skip
+@click.option("--threads", type=options.BATCHES, default=(), metavar="NUMBERS",
+              help="Of the engine. Example: --threads 1,2  [default: the bundle's or the target's]")  # fmt: skip
+@click.option("--time", metavar="DURATION",
+              help="About the most that all of it takes. Example: --time 5m  [default: 60s; of a run 10m]")  # fmt: skip
+@click.option("--latency-limit", metavar="DURATION",
+              help="What p99 of server has to keep. Example: --latency-limit 10ms  [default: 5 times p50]")  # fmt: skip
+@click.option("--streams", type=click.IntRange(min=1), default=8, show_default=True, metavar="N",
+              help="Rows of a query of multi-stream. Example: --streams 4")  # fmt: skip
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, metavar="N",
+              help="Fresh sessions of each scenario. Example: --rounds 10")  # fmt: skip
+@click.option("--data", type=options.PATH, metavar="PATH",
+              help="Rows to feed, as optimize takes them  [default: made up]. Example: --data test.npz")  # fmt: skip
+@click.option("--input", "inputs", multiple=True, metavar="NAME:DTYPE[SHAPE]",
+              help="Sizes that the file leaves open. Example: --input 'ids:int64[batch,128]'")  # fmt: skip
+@click.option(
+    "--seed", type=int, default=0, show_default=True, metavar="N", help="Of order and arrivals. Example: --seed 7"
+)
+@click.option("--save", type=options.PATH, metavar="FILE.json",
+              help="Write the profile, with every call's time. Example: --save profiles/cpu/model.json")  # fmt: skip
 @options.output
 def command(as_json: bool, quiet: bool, **given: Any) -> None:
-    """Measure the finalists of a predicted run where its target is, and choose again.
+    """Measure ENGINE, a bundle or a .onnx file, in the scenarios of MLPerf's load generator.
 
-    OUT is the --out folder of `optimize --target NAME` on a machine without that target, here or copied to it.
-    OUT/bundle becomes the one that is fastest in fact; how far each prediction was off goes into the ledger, from
-    which later predictions have their error bars. Exit code 3 where the target is not here.
+    Tails are upper confidence bounds, or "n/a (needs N)". docs/profiles.md says how each figure is made.
+    Of the --out folder of a predicted run, here or copied to its target, the finalists are measured where the target
+    is and OUT/bundle becomes the one that is fastest in fact; the predictions' errors go into the ledger.
+    Exit code 3 where the target is not here.
 
     \b
+    petra-deploy bench model.onnx --target cpu --save model.json
+    petra-deploy bench petra-out/model/bundle --scenario server --latency-limit 10ms
     petra-deploy bench petra-out/model --target t4
     """
-    from petra_deploy.api import bench
+    from petra_deploy.api import Result
+    from petra_deploy.measuring import bench
 
     with Console(quiet=quiet) as console:
-        result = bench(**given, on_event=console)
-    answer(result, as_json=as_json, quiet=quiet)
+        found = bench(**given, on_event=console)
+    if isinstance(found, Result):
+        answer(found, as_json=as_json, quiet=quiet)
+    else:
+        profiled(found, saved=given["save"], as_json=as_json, quiet=quiet)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from petra_deploy.api import Result
     from petra_deploy.core.event import Event
+    from petra_deploy.core.profile import Profile
 
 
 class Console:
@@ -134,6 +135,18 @@ def answer(result: "Result", *, as_json: bool, quiet: bool) -> None:
             name, ratio = manifest.target.name, manifest.speedup
             within = f", the speedup within a factor of {ratio.high / ratio.value:.3g}" if ratio.high else ""
             print(f"no {name} has run it: every latency and speedup above is predicted{within}")
+
+
+def profiled(profile: "Profile", *, saved: str | None, as_json: bool, quiet: bool) -> None:
+    """Print a profile: its table, or all of it as JSON; with --quiet the path that it was saved to."""
+    from petra_deploy.driver.report.bench import table
+
+    if as_json:
+        dump(profile)
+    elif not (quiet and saved):
+        print(table(profile))
+    if saved and not as_json:
+        print(saved if quiet else f"\nprofile: {saved}")
 
 
 def dump(value: Any) -> None:

@@ -39,6 +39,7 @@ class Parsed(click.ParamType[Any]):
 DURATION = Parsed("time", "parse_duration")
 BATCHES = Parsed("sizes", "parse_batches")
 SHARE = Parsed("share", "parse_share")
+SCENARIOS = Parsed("names", "parse_scenarios")
 PATH = click.Path(path_type=str)
 
 

@@ -7,7 +7,7 @@ the run folder by cloudpickle, since this very process vouches for it.
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -17,10 +17,12 @@ from petra_deploy.core import registry
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.folder import default_out
 from petra_deploy.core.outcome import Budget, Goal
-from petra_deploy.core.request import Remote, parse_duration
+from petra_deploy.core.profile import Wanted
+from petra_deploy.core.request import Remote, parse_duration, parse_milliseconds, parse_scenarios
 from petra_deploy.core.workload import DataSource, ModelSource
 
 DEFAULT_SECONDS = 900.0
+DEFAULT_SCENARIOS = Wanted().scenarios
 _SECONDS_A_TRIAL = 30.0  # where trials are given alone
 _HOST = re.compile(
     r"(?P<host>(?:\w[\w.+-]*@)?(?:\w[\w.-]*|\[[0-9a-fA-F:.]+(?:%\w+)?\]))(?::(?P<port>[0-9]{1,5}))?", re.A
@@ -45,6 +47,27 @@ def goal(objective: Objective, max_drop: float, batches: Sequence[int]) -> Goal:
     if not batches or any(b < 1 for b in batches):
         raise BadInput(f"batch sizes {tuple(batches)} are not possible", "give numbers from 1 upwards, as 1,16")
     return Goal(objective=objective, max_drop=max_drop, batches=tuple(batches))
+
+
+def bench_options(
+    scenarios: Sequence[str] | str, batches: Sequence[int], threads: Sequence[int], rounds: int,
+    latency_limit: float | str | None, streams: int, seed: int,
+) -> Wanted:  # fmt: skip
+    for what, numbers in (("batch sizes", batches), ("threads", threads), ("rounds", [rounds]), ("streams", [streams])):
+        if any(not isinstance(n, int) or n < 1 for n in numbers) or len(set(numbers)) != len(numbers):
+            raise BadInput(f"{what} of {tuple(numbers)} are not possible", "give distinct whole numbers from 1 upwards")
+    if not batches:
+        raise BadInput("no batch size was given", "give numbers from 1 upwards, as 1,16")
+    limit = None if latency_limit is None else parse_milliseconds(latency_limit)
+    return Wanted(scenarios=parse_scenarios(scenarios), batches=tuple(batches), threads=tuple(threads), rounds=rounds,
+                  limit_ms=limit, streams=streams, seed=seed)  # fmt: skip
+
+
+def refuse(given: Mapping[str, Any], instead: str) -> None:
+    """Raises BadInput where an argument was given that has no meaning here."""
+    if named := [name.replace("_", "-") for name, value in given.items() if value is not None]:
+        raise BadInput(f"--{named[0]} has no meaning for a predicted run, whose finalists are measured against each "
+                       "other", f"petra-deploy {instead} takes it")  # fmt: skip
 
 
 def model_source(model: Any, factory: str | None, trust: bool, data: Any) -> ModelSource:

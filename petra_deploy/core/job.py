@@ -246,6 +246,7 @@ class Bench(Job[Benched]):
     seconds: Annotated[float, Gt(0)] = 1.0  # about what a scenario runs in a round, at each batch size
     limit_ms: float | None = None  # of server: p99 must keep it; None: five times the single stream's p50
     streams: Annotated[int, Ge(1)] = 8  # of multi-stream: rows a query
+    starts: Annotated[int, Ge(0)] = 5  # new processes, for the cold start and the memory
     seed: int = 0
 
     kind: ClassVar[str] = "bench"

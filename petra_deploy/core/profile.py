@@ -24,6 +24,19 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Wanted(Data):
+    """What `bench` measures."""
+
+    scenarios: tuple[ScenarioName, ...] = ("single-stream", "offline")
+    batches: tuple[int, ...] = (1, 16)
+    threads: tuple[int, ...] = ()  # none: what the bundle or the target says
+    rounds: int = 5
+    limit_ms: float | None = None  # of server
+    streams: int = 8  # of multi-stream: rows a query
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Adopted(Data):
     """An ONNX file that the user brought, as a graph to build from, and rows to feed it."""
 

@@ -2,16 +2,18 @@
 
     Request(model=ModelSource(path="model.pt"), data=DataSource(path="data.npz"), budget=Budget(trials=12))
 
-`parse_duration` and `parse_batches` read what people type for `--time` and `--batch`.
+`parse_duration`, `parse_batches` and their like read what people type for `--time` and `--batch`.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from petra_deploy.core.data import Data
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.outcome import Budget, Goal
+from petra_deploy.core.profile import SCENARIOS, ScenarioName
 from petra_deploy.core.workload import DataSource, LoadOptions, ModelSource
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -114,6 +116,26 @@ def parse_duration(text: str | float) -> float:
     if not 0 < seconds < 1e8:
         raise BadInput(f"a time of {text} makes no sense", "write 90s, 20m or 1h30m")
     return seconds
+
+
+def parse_milliseconds(text: str | float) -> float:
+    """Milliseconds in "10ms", "0.5s" or "10" (a bare number is milliseconds). Raises BadInput."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(ms|s|us)?\s*", str(text).lower())
+    value = float(match[1]) * {"s": 1e3, "us": 1e-3}.get(match[2], 1.0) if match else 0.0
+    if not 0 < value < 1e8:
+        raise BadInput(f"{text!r} is not a latency", "write 10ms or 0.5s")
+    return value
+
+
+def parse_scenarios(text: str | Sequence[str]) -> tuple[ScenarioName, ...]:
+    """The scenarios in "single-stream,server", or "all". Raises BadInput."""
+    names = [name.strip() for name in text.split(",")] if isinstance(text, str) else list(text)
+    if names == ["all"]:
+        return SCENARIOS
+    found = tuple(known for name in names for known in SCENARIOS if known == name)
+    if len(found) != len(names) or not names or len(set(names)) != len(names):
+        raise BadInput(f"{text!r} is not a list of scenarios", f"choose of {', '.join(SCENARIOS)}; or all")
+    return found
 
 
 def parse_batches(text: str) -> tuple[int, ...]:

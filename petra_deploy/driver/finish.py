@@ -68,6 +68,12 @@ def finish(folder: RunFolder, asked: Asked, on_event: OnEvent) -> Finished:
         )
 
 
+def predicted(path: Path) -> bool:
+    """Whether a folder holds a run that `finish` is for, or one of which it would say why not."""
+    unfinished = (path / "run.json").is_file() and not (path / "bundle" / "model.onnx").is_file()
+    return unfinished or any(path.glob("front/*/manifest.json"))
+
+
 def _predicted_front(folder: RunFolder) -> tuple[Front, Request]:
     if not folder.front.exists():
         raise BadInput(f"{folder.path} holds no finished run", "give the --out folder of a run that has ended")

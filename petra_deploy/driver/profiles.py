@@ -5,6 +5,7 @@ engine = subject_of(path, profile)              # the bundle or file it was made
 """
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from petra_deploy.core.errors import BadInput
 from petra_deploy.core.profile import Profile
 from petra_deploy.core.store import digest_file
 
+_NUMBERS = re.compile(r"\[\n([-+\d.eE,\s]+?)\n\s*\]")  # a list of them goes on one line
 _KIND, _VERSION = "petra-deploy/profile", 1
 
 
@@ -35,11 +37,21 @@ def is_profile(path: Path) -> bool:
     return path.suffix == ".json"
 
 
+def writable(path: Path) -> None:
+    """Asked before a minute is spent. Raises BadInput where no profile can be written to `path`."""
+    if not is_profile(path):
+        raise BadInput(f"{path} is not the name of a profile", "name it like --save model.json")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"{path} cannot be written", "name a file in a folder of yours")
+
+
 def write(path: Path, profile: Profile) -> None:
     """Atomically; `engine.file`, which is as the user named it, becomes relative to the profile's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     here = os.path.relpath(profile.engine.file, path.parent).replace(os.sep, "/")
-    files.write_json(path, replace(profile, engine=replace(profile.engine, file=here)))
+    text = files.dumps(replace(profile, engine=replace(profile.engine, file=here)))
+    files.write_text(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 
 
 def subject_of(path: Path, profile: Profile) -> Path | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from petra_deploy.core import machine, registry
-from petra_deploy.core.errors import from_failure
+from petra_deploy.core.errors import BadInput, from_failure
 from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.job import Job, Limits, Run
 from petra_deploy.core.outcome import Failed
@@ -93,6 +93,11 @@ def kept_logs(verb: str) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             if time.time() - old.stat().st_mtime > _LOGS_SECONDS:
                 shutil.rmtree(old)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"the cache folder {folder.parent.parent} cannot be written: {error.strerror}",
+                       "set PETRA_CACHE_DIR to a writable folder") from None  # fmt: skip
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from petra_deploy.core import files
+from petra_deploy.core.comparison import Comparison
 from petra_deploy.core.ledger import Ledger
+from petra_deploy.core.profile import Profile
 from petra_deploy.core.request import Request
 from petra_deploy.core.target import Target
 from petra_deploy.driver.bundle.manifest import Manifest
@@ -24,6 +26,8 @@ KINDS: Mapping[str, type[Any]] = {
     "run": Request,  # run.json
     "target": Target,  # targets/<name>.toml
     "ledger": Ledger,  # profiles/<target>/ledger.json
+    "profile": Profile,  # profiles/<target>/<name>.json, of bench --save
+    "comparison": Comparison,  # of compare
 }
 
 

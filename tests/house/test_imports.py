@@ -34,7 +34,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_the_driver_never_loads_torch_or_a_runtime() -> None:
-    code = "import petra_deploy.api, petra_deploy.runtime"
+    code = "import petra_deploy.measuring, petra_deploy.runtime"
     assert loaded(code, {"torch", "onnx", "onnxruntime", "neural_compressor", "torch_pruning"}) == ""
 
 

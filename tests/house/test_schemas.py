@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from petra_deploy.core import files
+from petra_deploy.core import files, profile
 from petra_deploy.core.machine import targets
 from petra_deploy.core.store import Store
 from petra_deploy.core.target import Target
@@ -47,6 +47,20 @@ def test_every_field_of_the_manifest_is_explained() -> None:
         if is_dataclass(kind) and kind.__module__ == manifest.__name__:
             for field in fields(kind):
                 assert f"`{field.name}`" in text, f"{kind.__name__}.{field.name}"
+
+
+def test_every_field_of_a_profile_is_explained() -> None:
+    text = (DOCS / "profiles.md").read_text()
+    for kind in (
+        profile.Profile,
+        profile.EngineFacts,
+        profile.Benched,
+        profile.Scenario,
+        profile.Tail,
+        profile.ColdStart,
+    ):
+        for field in fields(kind):
+            assert f"`{field.name}`" in text, f"{kind.__name__}.{field.name}"
 
 
 def test_every_field_of_a_target_is_explained() -> None:

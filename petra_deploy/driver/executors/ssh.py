@@ -22,7 +22,7 @@ from typing import Any
 
 from petra_deploy.core import files
 from petra_deploy.core.errors import BadInput, PetraError, TargetAbsent
-from petra_deploy.core.job import Infer, Job, Measure, Scored
+from petra_deploy.core.job import Bench, Infer, Job, Measure, Scored
 from petra_deploy.core.outcome import Done, Failed, FailureKind
 from petra_deploy.core.request import Remote
 from petra_deploy.core.store import Store
@@ -32,7 +32,7 @@ from petra_deploy.driver.executors import local
 from petra_deploy.driver.executors._connection import Connection
 from petra_deploy.driver.executors._wire import Late, Lost
 
-THERE = ("build", "measure", "infer")
+THERE = ("build", "measure", "bench", "infer")
 _SECONDS = 60.0  # for a question that is no job
 _KEY = re.compile("[0-9a-f]{64}")
 _KEYS = ("key", "rounds", "outputs")  # the fields of jobs and answers that name store entries
@@ -135,7 +135,7 @@ class SshExecutor:
                 raise
 
     def _ask(self, job: Job[Any], log: Path) -> Done[Any] | Failed:
-        if isinstance(job, Measure | Infer):
+        if isinstance(job, Measure | Bench | Infer):
             job = replace(job, split=self._without_labels(job.split))
         connection, fields = self._connected(), files.plain(job)
         wanted = [key for key in _named(fields) if key not in self._sent]

@@ -1,15 +1,16 @@
-"""Peak memory of a process that serves one engine, and nothing else.
+"""Peak memory of a process that serves one engine and nothing else, and how long it takes to start.
 
     peak_memory("onnxruntime", folder, settings, feeds, scratch)        # a Figure in bytes
+    cold_starts("onnxruntime", folder, settings, feeds, scratch, times=5)       # a record each
 
 A child of its own opens the engine, runs a few calls and tells its high-water mark (VmHWM): Python,
 numpy and the runtime are in it, as they are in the smallest server; the other engine is not.
 
     python -P -m petra_deploy.worker.measure.memory REQUEST.json
 
-In the jail no program can be started. There the child is a fork, so ask before any engine is open;
+In a jail where no program can be started the child is a fork, so ask before any engine is open;
 what the worker itself holds (some 30 MB) is then in the figure, whose note says so. For a GPU no child
-will do, since in the jail CUDA starts in the worker alone: there the worker serves, before anything else.
+will do, since in the jail CUDA starts in the worker alone: there the worker serves, once, before anything else.
 """
 
 import json
@@ -18,6 +19,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +35,8 @@ from petra_deploy.core.outcome import Figure
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 CALLS = 5
 PATIENCE = 300.0  # seconds
-_MARK = "petra-peak-bytes "
+_MARK = "petra-served "
+Record = dict[str, Any]
 
 
 def peak_memory(
@@ -43,38 +46,64 @@ def peak_memory(
 
     Of the host's memory; what a GPU holds is not in it.
     """
+    served = _served(_write_request(backend, folder, settings, feeds, scratch), device)
+    return Figure(value=float(served["peak_bytes"]), unit="bytes", n=1, note=served["note"])
+
+
+def cold_starts(
+    backend: str, folder: Path, settings: Mapping[str, object], feeds: Feeds, scratch: Path, *, times: int,
+    device: str = "cpu",
+) -> list[Record]:  # fmt: skip
+    """New processes, one after the other, from their start to their first answer; all files in the page cache.
+
+    {"total_ns", "import_ns", "open_ns", "first_ns", "peak_bytes", "note"} each; the first of all, which brings the
+    files into the cache, is left out. On a GPU there is one, of the worker. Raises Problem when serving fails.
+    """
     request = _write_request(backend, folder, settings, feeds, scratch)
     if device != "cpu":
-        return Figure(value=float(serve(request)), unit="bytes", n=1, note="of the host, with the worker that served")
-    command = [sys.executable, "-P", "-m", "petra_deploy.worker.measure.memory", str(request)]
+        return [_served(request, device)]
+    return [_served(request, device) for _ in range(times + 1)][1:]
+
+
+def serve(request: Path, began_ns: int) -> Record:
+    """Open the engine and run it; `began_ns` of the monotonic clock is when this process was started."""
+    wanted = json.loads(request.read_text())
+    feeds = [
+        {name: np.load(request.parent / f"{call}-{index}.npy", allow_pickle=False) for index, name in enumerate(names)}
+        for call, names in enumerate(wanted["names"])
+    ]
+    found, before = {}, time.monotonic_ns()
+    backend = registry.find("backend", wanted["backend"])
+    found["import_ns"], before = time.monotonic_ns() - before, time.monotonic_ns()
+    with backend.open(Path(wanted["folder"]), wanted["settings"]) as runner:
+        found["open_ns"], before = time.monotonic_ns() - before, time.monotonic_ns()
+        runner.run(feeds[0])
+        answered = time.monotonic_ns()
+        found |= {"first_ns": answered - before, "total_ns": answered - began_ns}
+        for call in range(1, max(CALLS, len(feeds))):
+            runner.run(feeds[call % len(feeds)])
+    return {**found, "peak_bytes": _high_water()}
+
+
+def _served(request: Path, device: str) -> Record:
+    """What a new process has to tell that served `request`, and in a note what it was, where it was no such process."""
+    began = time.monotonic_ns()
+    if device != "cpu":
+        return {**serve(request, began), "note": "of the worker that served, without the start of Python"}
+    command = [sys.executable, "-P", "-m", "petra_deploy.worker.measure.memory", str(request), str(began)]
     note = ""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
         told = done.stdout + done.stderr
     except PermissionError:
-        told, note = _forked(request), "with the worker that was forked"
+        told, note = _forked(request, began), "with the worker that was forked"
     except subprocess.TimeoutExpired:
         raise _too_slow() from None
     lines = told.strip().splitlines() or ["it died without a word"]
     marks = [line for line in lines if line.startswith(_MARK)]
     if not marks:
         raise Problem("crash", f"a process that only serves the engine failed: {lines[-1][:200]}")
-    value = float(marks[-1].removeprefix(_MARK))
-    return Figure(value=value, unit="bytes", n=1, note=note)
-
-
-def serve(request: Path) -> int:
-    """Open the engine, run it, and return this process's peak resident bytes."""
-    wanted = json.loads(request.read_text())
-    feeds = [
-        {name: np.load(request.parent / f"{call}-{index}.npy", allow_pickle=False) for index, name in enumerate(names)}
-        for call, names in enumerate(wanted["names"])
-    ]
-    backend = registry.find("backend", wanted["backend"])
-    with backend.open(Path(wanted["folder"]), wanted["settings"]) as runner:
-        for call in range(max(CALLS, len(feeds))):
-            runner.run(feeds[call % len(feeds)])
-    return _high_water()
+    return {**json.loads(marks[-1].removeprefix(_MARK)), "note": note}
 
 
 def _write_request(
@@ -91,15 +120,15 @@ def _write_request(
     return request
 
 
-def _forked(request: Path) -> str:
-    """What a fork of this process has to tell: the marked figure, or its error."""
+def _forked(request: Path, began_ns: int) -> str:
+    """What a fork of this process has to tell: the marked record, or its error."""
     source, sink = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # numpy's idle threads survive a fork
         child = os.fork()
     if child == 0:
         try:
-            os.write(sink, f"{_MARK}{serve(request)}\n".encode())
+            os.write(sink, f"{_MARK}{json.dumps(serve(request, began_ns))}\n".encode())
         except BaseException as error:
             os.write(sink, f"{type(error).__name__}: {error}".encode()[:4000])
         finally:
@@ -132,4 +161,4 @@ def _high_water() -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{_MARK}{serve(Path(sys.argv[1]))}\n")
+    sys.stdout.write(f"{_MARK}{json.dumps(serve(Path(sys.argv[1]), int(sys.argv[2])))}\n")

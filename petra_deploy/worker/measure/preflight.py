@@ -1,19 +1,22 @@
 """Before and after a measurement: where it runs, and what else was going on.
 
 with pinned(threads=1) as core:
-    before = state()
+    before = state(core)
     ...
-    notes = warnings(before, state())
+    notes = warnings(before, state(core))
 """
 
 import contextlib
 import os
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from petra_deploy.core import machine
 
 _SAMPLE = 0.1  # seconds over which the idle time of cores is compared
+_CPUS = Path("/sys/devices/system/cpu")
+_SHARED = 0.05  # of the core that a measurement had to itself, taken by others: worth a word
 
 
 @contextlib.contextmanager
@@ -34,15 +37,28 @@ def pinned(threads: int) -> Iterator[int | None]:
         os.sched_setaffinity(0, cores)
 
 
-def state() -> dict[str, object]:
-    """Load average, governor and the processor times of all cores, now; plain data."""
-    total = _times().get("cpu", [])
-    return {
+def state(core: int | None = None, cpus: Path = _CPUS) -> dict[str, object]:
+    """Load average, governor, throttle counters and the processor times of all cores, now; plain data.
+
+    With `core`, also how long that core has worked in all, and this process and its children of it.
+    """
+    times = _times()
+    total, own = times.get("cpu", []), times.get(f"cpu{core}", [])
+    said: dict[str, object] = {
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "governor": machine.governor(),
         "jiffies": sum(total[:8]),
         "steal_jiffies": total[7] if len(total) > 7 else 0,
+        "throttles": _throttles(cpus),
     }
+    if len(own) > 6:
+        used = os.times()
+        busy = sum(own[:3]) + own[5] + own[6]  # user, nice, system, irq, softirq
+        said |= {
+            "clock": time.monotonic(), "busy": busy / os.sysconf("SC_CLK_TCK"),
+            "own": used.user + used.system + used.children_user + used.children_system,
+        }  # fmt: skip
+    return said
 
 
 def warnings(before: dict[str, object], after: dict[str, object]) -> list[str]:
@@ -64,12 +80,33 @@ def warnings(before: dict[str, object], after: dict[str, object]) -> list[str]:
         found.append(
             f"the host took {stolen / passed:.0%} of the processor for other guests: measure on a dedicated machine"
         )
+    if throttled := _number(after, "throttles") - _number(before, "throttles"):
+        found.append(
+            f"the processor throttled itself {throttled:.0f} times, being too hot: let it cool, see to its fans, or "
+            "fix its frequency lower"
+        )
+    span = _number(after, "clock") - _number(before, "clock")
+    others = _number(after, "busy") - _number(before, "busy") - (_number(after, "own") - _number(before, "own"))
+    if span > 0 and others / span > _SHARED:
+        found.append(
+            f"other programs took {others / span:.0%} of the time of the core that this ran on: stop them, or keep "
+            "them off it (taskset, cgroups)"
+        )
     return found
 
 
 def _number(values: dict[str, object], name: str) -> float:
-    value = values[name]
+    value = values.get(name)
     return float(value) if isinstance(value, int | float) else 0.0
+
+
+def _throttles(cpus: Path) -> int:
+    """How often cores and packages have slowed down for heat, since the machine started; 0 where it does not say."""
+    total = 0
+    for path in cpus.glob("cpu[0-9]*/thermal_throttle/*_throttle_count"):
+        with contextlib.suppress(OSError, ValueError):
+            total += int(path.read_text())
+    return total
 
 
 def _idlest(cores: set[int]) -> int:

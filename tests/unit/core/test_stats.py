@@ -1,4 +1,5 @@
 import math
+import statistics
 
 import numpy as np
 import pytest
@@ -108,3 +109,39 @@ def test_the_sign_test_sees_a_drift_and_no_drift_in_equal_values() -> None:
     calls = np.linspace(1, 2, 90)
     assert stats.sign_test(calls[:30], calls[-30:]) < 1e-6
     assert stats.sign_test(np.ones(30), np.ones(30)) == 1.0
+
+
+def autoregressive(phi: float, n: int, random: np.random.Generator) -> np.ndarray:
+    """Standard normal values, each correlated by `phi` with the one before it."""
+    pushes, values, last = random.standard_normal(n) * math.sqrt(1 - phi * phi), np.empty(n), random.standard_normal()
+    for index, push in enumerate(pushes):
+        values[index] = last = phi * last + push
+    return values
+
+
+@pytest.mark.parametrize(("phi", "size"), [(0.0, 400), (0.5, 400), (0.9, 800), (0.97, 800)])
+def test_bounds_of_dependent_samples_rarely_miss_and_those_for_independent_ones_often_do(phi: float, size: int) -> None:
+    """Nominally 2%; where samples are worth too few there is no bound, never a wrong one more than now and then."""
+    random, truth, cases = np.random.default_rng(7), statistics.NormalDist().inv_cdf(0.99), 120
+    wrong = naive = 0
+    for _ in range(cases):
+        rounds = [autoregressive(phi, size, random) for _ in range(5)]
+        figure, plain = (
+            stats.dependent_percentile(rounds, 0.99, "ms"),
+            stats.percentile(np.concatenate(rounds), 0.99, ""),
+        )
+        wrong += figure.low is not None and not figure.low <= truth <= figure.high  # type: ignore[operator]
+        naive += not plain.low <= truth <= plain.high  # type: ignore[operator]
+    assert wrong <= 0.05 * cases
+    assert phi < 0.9 or naive > 0.2 * cases
+
+
+def test_samples_that_depend_on_one_another_are_worth_fewer() -> None:
+    random = np.random.default_rng(0)
+    worth = [stats.effective_size([autoregressive(phi, 5000, random)], 2.0) for phi in (0.0, 0.5, 0.9)]
+    assert worth == sorted(worth, reverse=True)
+    assert worth[0] > 3500
+    assert worth[2] < 2000
+    short = stats.dependent_percentile([autoregressive(0.97, 600, random)], 0.99, "ms")
+    assert short.value is None
+    assert "needs 459 that are independent; these 600 are worth" in short.note
