@@ -22,6 +22,7 @@ from petra_deploy.driver.bundle import recipe as recipes
 from petra_deploy.driver.bundle.manifest import Manifest
 from petra_deploy.driver.session import Session
 
+_ELSE = "something else is not what it was (petra-deploy, other packages, the number of threads)"
 BROKEN = ("unsupported", "mismatch", "diverged", "crash")  # what a version of a runtime may be the reason of
 
 
@@ -82,12 +83,11 @@ def replay(bundle: Path, manifest: Manifest, run: Run | str, now: Session, then:
         return Replayed(graph=done.value, replayed=True, note=note)
     control = now.run(job)
     if not isinstance(control, Failed) and control.value.key == done.value.key:
-        note = "its steps make one file with either version, and not the bundle's: other packages, or petra-deploy, " \
-               "have changed since; the bundle's own is taken"  # fmt: skip
+        note = f"its steps make one file with either version, and not the bundle's: {_ELSE}; the bundle's own is taken"
         return replace(_as_it_is(bundle, manifest, then, ""), replayed=True, note=note)
     note = f"its steps with {version} make another file than the bundle's"
     if isinstance(control, Failed) or _differs(control.value, manifest, now):
-        note += ", and so they do with the installed version: other packages, or petra-deploy, have changed since"
+        note += f", and so they do with the installed version: {_ELSE}"
     return Replayed(graph=done.value, replayed=True, same_file=False, note=note)
 
 
