@@ -12,6 +12,7 @@ from typing import Any
 
 from petra_deploy.api import Result, result_of
 from petra_deploy.core import files
+from petra_deploy.core.advice import Advice
 from petra_deploy.core.arguments import DEFAULT_SCENARIOS, bench_options, data_source, place, refuse
 from petra_deploy.core.event import OnEvent, silent
 from petra_deploy.core.folder import open_run
@@ -22,6 +23,7 @@ from petra_deploy.driver import bench as _bench
 from petra_deploy.driver import compare as _compare
 from petra_deploy.driver import finish as _finish
 from petra_deploy.driver import history as _history
+from petra_deploy.driver import refresh as _refresh
 from petra_deploy.driver.build import Asked
 from petra_deploy.driver.compare import Compared
 from petra_deploy.driver.history import History
@@ -120,4 +122,29 @@ def history(folder: str | Path) -> History:
     return _history.trace(Path(folder))
 
 
-__all__ = ["Compared", "History", "bench", "compare", "history", "profile_ops"]
+def refresh(
+    bundle: str | Path,
+    tried: str,
+    *,
+    target: str = "",
+    data: Any = None,
+    metric: str | None = None,
+    rounds: int = 20,
+    time: float | str = 600.0,
+    seed: int = 0,
+    on_event: OnEvent = silent,
+) -> Advice:
+    """Replay a bundle's strategy under another version of its runtime, `tried` ("onnxruntime==1.31.0"), beside the
+    installed one; `advice` is then "keep", "upgrade" or "search again", and `why` says why. The bundle stays as it is.
+
+    Raises BadInput for a version that cannot be had or a bundle that another runtime serves, NotMet where the bundle
+    has changed, TargetAbsent where its target (or `target`) is not here.
+    """
+    with kept_logs("refresh") as logs:
+        rows = Rows(data=data_source(data, None, None, None, logs), metric=metric)
+        asked = _refresh.Asked(tried=tried, target=target, rows=rows, most_rounds=rounds,
+                               seconds=parse_duration(time), seed=seed)  # fmt: skip
+        return _refresh.refresh(Path(bundle), asked, logs, on_event)
+
+
+__all__ = ["Advice", "Compared", "History", "bench", "compare", "history", "profile_ops", "refresh"]

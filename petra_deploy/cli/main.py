@@ -21,7 +21,19 @@ import click
 from petra_deploy import __version__
 from petra_deploy.core.errors import PetraError
 
-VERBS = ("optimize", "apply", "demo", "inspect", "bench", "compare", "profile-ops", "build", "verify", "targets")
+VERBS = (
+    "optimize",
+    "apply",
+    "demo",
+    "inspect",
+    "bench",
+    "compare",
+    "profile-ops",
+    "refresh",
+    "build",
+    "verify",
+    "targets",
+)
 INTERNAL = 70
 INTERRUPTED = 130
 

@@ -116,7 +116,8 @@ class Executor(Protocol):
     """Where jobs run. `run` blocks and may be called from several threads.
 
     One that has jobs done on another machine also offers `look(target) -> (target, why it is not there)`
-    and `elsewhere(job) -> facts` of that machine, which the answer depends on (executors/ssh.py).
+    and `elsewhere(job) -> facts` of that machine, which the answer depends on (executors/ssh.py); one whose children
+    import an overlay of packages, the versions of those (executors/local.py).
     """
 
     def run(self, job: Any) -> Any: ...

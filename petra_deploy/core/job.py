@@ -245,13 +245,17 @@ class Bench(Job[Benched]):
 
 @dataclass(frozen=True, kw_only=True)
 class Compare(Job[Compared]):
-    """Two engines in paired rounds until every gate on latency is decided, or after `most_rounds`."""
+    """Two engines in paired rounds until every gate on latency is decided, or after `most_rounds`.
+
+    With `overlay` each runs in a process of its own, and that of `new` imports from that folder first.
+    """
 
     base: Engine
     new: Engine
     target: Target
     split: Split  # inputs to feed both
     gates: tuple[Gate, ...]  # those on latency; their batch sizes are measured
+    overlay: str | None = None  # path of driver/overlay.py's folder, in the store
     most_rounds: Annotated[int, Ge(4)] = 20
     seconds: Annotated[float, Gt(0)] = 0.25  # about what each engine runs in a round, at each batch size
     seed: int = 0

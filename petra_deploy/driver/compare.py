@@ -249,6 +249,15 @@ def _side_by_side(base: Profile, new: Profile, asked: Asked, *, through_yardstic
 
 
 def _versions(base: Profile, new: Profile) -> tuple[str, ...]:
-    names = sorted({*base.engine.versions, *new.engine.versions})
-    changed = [(n, base.engine.versions.get(n, "none"), new.engine.versions.get(n, "none")) for n in names]
-    return tuple(f"{n} was {a} and is {b}" for n, a, b in changed if a != b)
+    """What changed between the two records; the yardstick is arithmetic of numpy's."""
+    before, after = ({**p.engine.versions, "numpy": _numpy(p)} for p in (base, new))
+    changed = [(n, before.get(n, "none"), after.get(n, "none")) for n in sorted({*before, *after})]
+    told = [f"{n} was {a} and is {b}" for n, a, b in changed if a != b]
+    return tuple(
+        f"{text}: the yardstick may have changed with it" if text.startswith("numpy") else text for text in told
+    )
+
+
+def _numpy(profile: Profile) -> str:
+    versions = profile.measured.machine.get("versions")
+    return str(versions.get("numpy", "unknown")) if isinstance(versions, dict) else "unknown"

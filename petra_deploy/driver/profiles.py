@@ -49,7 +49,8 @@ def writable(path: Path) -> None:
 def write(path: Path, profile: Profile) -> None:
     """Atomically; `engine.file`, which is as the user named it, becomes relative to the profile's folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    here = os.path.relpath(profile.engine.file, path.parent).replace(os.sep, "/")
+    named = profile.engine.file
+    here = os.path.relpath(named, path.parent).replace(os.sep, "/") if named else ""
     text = files.dumps(replace(profile, engine=replace(profile.engine, file=here)))
     files.write_text(path, _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text) + "\n")
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from petra_deploy.core import files
+from petra_deploy.core.advice import HOLDS
 from petra_deploy.core.errors import BadInput, NotMet, from_failure
 from petra_deploy.core.event import OnEvent
 from petra_deploy.core.folder import RunFolder
@@ -28,8 +29,6 @@ from petra_deploy.driver.evaluate import evaluate
 from petra_deploy.driver.optimize import Finished, load, measure_baseline
 from petra_deploy.driver.place import find
 from petra_deploy.driver.session import open_session
-
-_HOLDS = 0.8  # of the recorded speedup; machines and retrained weights differ a little
 
 
 def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent) -> Finished:
@@ -109,6 +108,6 @@ def _broken(front: Front, built: Outcome, promise: recipes.Promise | None, reque
         return front.why
     now = built.measurement.speedup.known()
     before = promise.speedup.value if promise and request.goal.objective == "latency" else None
-    if before is not None and now < _HOLDS * before and (built.measurement.speedup.high or now) < before:
+    if before is not None and now < HOLDS * before and (built.measurement.speedup.high or now) < before:
         return f"the speedup is {now:.2f}x, where the strategy recorded {before:.2f}x"
     return ""

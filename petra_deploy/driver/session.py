@@ -57,18 +57,20 @@ class Session:
 
 @contextlib.contextmanager
 def open_session(
-    request: Request, logs: Path, on_event: OnEvent, *, executor: str = "local", read: Sequence[Path] = ()
-) -> Iterator[Session]:
+    request: Request, logs: Path, on_event: OnEvent, *, executor: str = "local", read: Sequence[Path] = (),
+    overlay: tuple[Path, ...] = (),
+) -> Iterator[Session]:  # fmt: skip
     """Start the executor; it and all its processes are gone when the block is left, however that is.
 
-    Workers may read what the request names, and `read`.
+    Workers may read what the request names, and `read`; those of this machine import from `overlay` first.
     """
     started = time.monotonic()
     store = Store(default_root())
     store.clean()
     remote = {"remote": request.remote} if request.remote else {}
+    more = {**remote, **({"overlay": overlay} if overlay else {})}
     module = registry.find("executor", "ssh" if remote else executor)
-    opened = module.open(module.Options(store=store.root, logs=logs, read=(*readable(request), *read), **remote))
+    opened = module.open(module.Options(store=store.root, logs=logs, read=(*readable(request), *read), **more))
     try:
         yield Session(
             store=store,

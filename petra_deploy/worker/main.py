@@ -8,10 +8,8 @@ a model that prints cannot forge an answer. The first message sets the child up 
 import ctypes
 import errno
 import importlib
-import json
 import os
 import signal
-import struct
 import sys
 import time
 import traceback
@@ -25,6 +23,7 @@ from petra_deploy.core.outcome import Done, Failed
 from petra_deploy.core.store import Store
 from petra_deploy.worker import jail
 from petra_deploy.worker.context import Context
+from petra_deploy.worker.wire import receive, send
 
 _PR_SET_PDEATHSIG = 1
 
@@ -35,7 +34,7 @@ def main() -> None:
     _die_with(parent)
     os.set_inheritable(source, False)
     os.set_inheritable(sink, False)
-    setup = _receive(source)
+    setup = receive(source)
     store = Store(Path(setup["store"]))
     jailed = jail.jail(
         read=[*jail.python_paths(), *(Path(p) for p in setup["read"])],
@@ -43,10 +42,10 @@ def main() -> None:
         memory_bytes=setup["memory_bytes"],
         programs=True,  # neural-compressor asks the system's tools about the processor; they are jailed too
     )
-    _send(sink, {"jailed": jailed})
+    send(sink, {"jailed": jailed})
     context = Context(store, _log)
-    while (message := _receive(source)) is not None:
-        _send(sink, files.plain(perform(message["job"], message["fields"], context)))
+    while (message := receive(source)) is not None:
+        send(sink, files.plain(perform(message["job"], message["fields"], context)))
 
 
 def perform(kind: str, fields: Any, context: Context) -> Done[Any] | Failed:
@@ -108,32 +107,6 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
-
-
-def _receive(handle: int) -> Any:
-    """The next message, or None when the other side has closed."""
-    head = _read(handle, 4)
-    if head is None:
-        return None
-    body = _read(handle, struct.unpack("<I", head)[0])
-    return None if body is None else json.loads(body)
-
-
-def _read(handle: int, size: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < size:
-        part = os.read(handle, size - len(parts))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
-
-
-def _send(handle: int, message: Any) -> None:
-    body = json.dumps(message, allow_nan=False).encode()
-    data = memoryview(struct.pack("<I", len(body)) + body)
-    while data:
-        data = data[os.write(handle, data) :]
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def loaded(code: str, heavy: set[str] = HEAVY) -> str:
 @pytest.mark.parametrize(
     "line",
     ["--help", "--version", "optimize --help", "apply --help", "demo --help", "inspect --help", "verify --help",
-     "targets --help", "targets validate --help"],
+     "refresh --help", "targets --help", "targets validate --help"],
 )  # fmt: skip
 def test_help_loads_nothing_heavy(line: str) -> None:
     assert loaded(f"from petra_deploy.cli.main import run; run({line.split()!r})") == ""

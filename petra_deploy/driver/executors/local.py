@@ -18,7 +18,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ class Options:
     logs: Path
     read: tuple[Path, ...] = ()  # what children may read besides Python itself
     memory_gb: float | None = None  # of one child; None: 80% of this machine's
+    overlay: tuple[Path, ...] = ()  # folders that children import from first (driver/overlay.py)
 
 
 def open(options: Options) -> "LocalExecutor":
@@ -82,6 +85,10 @@ class LocalExecutor:
                     if child is self._warm:
                         self._warm = None
 
+    def elsewhere(self, job: Job[Any]) -> dict[str, Any]:
+        """What the answer depends on beside the job and what is installed: the packages of the overlay."""
+        return {"overlay": _packages(self.options.overlay)} if self.options.overlay else {}
+
     def close(self) -> None:
         if self._warm is not None:
             self._warm.kill()
@@ -101,6 +108,11 @@ class LocalExecutor:
         return child
 
 
+def _packages(folders: Sequence[Path]) -> dict[str, str]:
+    """Their versions by name."""
+    return {found.name: found.version for found in metadata.distributions(path=[str(folder) for folder in folders])}
+
+
 class _Child:
     """One worker process, its two pipes, and the thread that keeps what it prints."""
 
@@ -108,7 +120,8 @@ class _Child:
         job_read, self._jobs = os.pipe()
         self._answers, answer_write = os.pipe()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("ORT_") or k in _KEPT}
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH", "")]))
+        path = [*map(str, options.overlay), str(_ROOT), os.environ.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
         for name, folder in _FOLDERS.items():
             environment[name] = str(options.store / folder)
         environment["PYTHONDONTWRITEBYTECODE"] = "1"

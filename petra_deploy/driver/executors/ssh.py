@@ -32,7 +32,7 @@ from petra_deploy.driver.executors import local
 from petra_deploy.driver.executors._connection import Connection
 from petra_deploy.driver.executors._wire import Late, Lost
 
-THERE = ("build", "measure", "bench", "infer")
+THERE = ("build", "measure", "bench", "compare", "infer")
 _SECONDS = 60.0  # for a question that is no job
 _KEY = re.compile("[0-9a-f]{64}")
 _KEYS = ("key", "rounds", "outputs")  # the fields of jobs and answers that name store entries

@@ -9,16 +9,15 @@ gate is decided is measured no more.
 from collections.abc import Callable, Mapping, Sequence
 
 from petra_deploy.core.comparison import Gate
-from petra_deploy.core.extension import Runner
 from petra_deploy.core.verdict import undecided
-from petra_deploy.worker.measure.loop import Feeds, Record, Sitting
+from petra_deploy.worker.measure.loop import Feeds, Openers, Record, Sitting
 
 RUN_SECONDS = 5e-3  # and ten calls: the engines change places often, so that what else runs here befalls both alike
 FEWEST = 6  # rounds of a batch size: four may settle a gate, but their interval says little
 
 
 def duel(
-    openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], gates: Sequence[Gate], *,
+    openers: Openers, feeds: Mapping[int, Sequence[Feeds]], gates: Sequence[Gate], *,
     most_rounds: int, seed: int, seconds: float = 0.25, threads: int = 1, log: Callable[[str], None],
 ) -> list[Record]:  # fmt: skip
     """The rounds, as they were. `feeds` are by the batch sizes of `gates`. Raises Problem as `Sitting.round` does."""

@@ -15,7 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,12 +48,26 @@ SHORT = Effort(seconds=0.3, fewest_runs=2)  # every batch size but the first
 SLOW_SECONDS = 0.3  # a call this long finds its caches cold in any case: runs of two will do
 
 
+@runtime_checkable
+class Away(Protocol):
+    """A side whose engine is open in another process, which times it (worker/measure/partner.py)."""
+
+    load_ns: int
+
+    def timed(self, rows: Sequence[Feeds], calls: int, first: int = 0) -> tuple[list[int], list[int]]: ...
+    def close(self) -> None: ...
+
+
+Side = Runner | Away
+Openers = Mapping[str, Callable[[int], Side]]
+
+
 class _Interrupted(Exception):
     pass
 
 
 def measure(
-    openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, rounds: int, seed: int,
+    openers: Openers, feeds: Mapping[int, Sequence[Feeds]], *, rounds: int, seed: int,
     seconds: float = 0.5, threads: int = 1, log: Callable[[str], None],
 ) -> list[Record]:  # fmt: skip
     """`rounds` rounds of the candidate against the baseline, at every batch size of `feeds`.
@@ -69,8 +83,8 @@ class Sitting:
     """Rounds one by one. An interrupted one (the machine slept, the process was stopped) is discarded and repeated."""
 
     def __init__(
-        self, openers: Mapping[str, Callable[[int], Runner]], *, seed: int, seconds: float, threads: int = 1,
-        run_seconds: float = RUN_SECONDS, log: Callable[[str], None],
+        self, openers: Openers, *, seed: int, seconds: float, threads: int = 1, run_seconds: float = RUN_SECONDS,
+        log: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._openers, self._seed, self._seconds, self._threads = openers, seed, seconds, threads
         self._run_seconds = run_seconds
@@ -95,29 +109,29 @@ class Sitting:
 
 
 def one_round(
-    openers: Mapping[str, Callable[[int], Runner]], feeds: Mapping[int, Sequence[Feeds]], *, seed: int,
-    seconds: float, threads: int = 1, run_seconds: float = RUN_SECONDS,
+    openers: Openers, feeds: Mapping[int, Sequence[Feeds]], *, seed: int, seconds: float, threads: int = 1,
+    run_seconds: float = RUN_SECONDS,
 ) -> Record:  # fmt: skip
     """{"seed", "threads", "opened": order, "load_ns": {side}, "batches": {batch: {side: times, "order"}}}.
 
     `threads` of the busier engine (0: a device does the work) decide whose processor time stands beside the
-    clock's: of the calling thread where that does all the work, else of the process.
+    clock's (`cpu_clock`).
     """
-    cpu_clock = time.thread_time_ns if threads == 1 else time.process_time_ns
+    clock = cpu_clock(threads)
     generator = np.random.default_rng(seed)
     opened = [SIDES[i] for i in generator.permutation(2)]
-    engines: dict[str, Runner] = {}
+    engines: dict[str, Side] = {}
     load: dict[str, int] = {}
     try:
         for side in opened:
             start = time.perf_counter_ns()
-            engines[side] = openers[side](int(generator.integers(2**31)))
-            load[side] = time.perf_counter_ns() - start
+            engine = engines[side] = openers[side](int(generator.integers(2**31)))
+            load[side] = engine.load_ns if isinstance(engine, Away) else time.perf_counter_ns() - start
         asleep = _suspended()
         batches, first = {}, Effort(seconds, fewest_runs=3, run_seconds=run_seconds)
         for index, (batch, rows) in enumerate(feeds.items()):
             effort = replace(SHORT, run_seconds=run_seconds) if index else first
-            batches[str(batch)] = _batch(engines, rows, effort, generator, cpu_clock)
+            batches[str(batch)] = _batch(engines, rows, effort, generator, clock)
         if _suspended() - asleep > 0.1:
             raise _Interrupted("the machine slept")
     finally:
@@ -127,19 +141,19 @@ def one_round(
 
 
 def _batch(
-    engines: Mapping[str, Runner], rows: Sequence[Feeds], effort: Effort, generator: np.random.Generator,
-    cpu_clock: Callable[[], int],
+    engines: Mapping[str, Side], rows: Sequence[Feeds], effort: Effort, generator: np.random.Generator,
+    clock: Callable[[], int],
 ) -> Record:  # fmt: skip
     seconds = {side: _warm_up(engines[side], rows, effort) for side in SIDES}
     runs, lengths = plan(seconds, effort)
     record: Record = {side: {"first_ns": [], "hot_ns": [], "cpu_ns": []} for side in SIDES}
     record["order"] = []
-    watch = _Watch(cpu_clock)
+    watch = _Watch(clock)
     for _ in range(runs):
         for side in [SIDES[i] for i in generator.permutation(2)]:
             record["order"].append(side)
-            _run(engines[side], rows, lengths[side], record[side], cpu_clock)
-            watch.check(record[side], lengths[side])
+            elsewhere = _run(engines[side], rows, lengths[side], record[side], clock)
+            watch.check(record[side], lengths[side], elsewhere)
     return record
 
 
@@ -156,16 +170,15 @@ def plan(seconds: Mapping[str, float], effort: Effort) -> tuple[int, dict[str, i
     return runs, lengths
 
 
-def _warm_up(engine: Runner, rows: Sequence[Feeds], effort: Effort) -> float:
+def _warm_up(engine: Side, rows: Sequence[Feeds], effort: Effort) -> float:
     """Seconds of one call, after three calls or 50 ms, whichever is more; slow engines get fewer.
 
     A first call that outlasts the effort says nothing: on a GPU kernels are chosen and graphs captured in it.
     """
 
     def call(number: int) -> float:
-        start = time.perf_counter()
-        engine.run(rows[number % len(rows)])
-        return max(time.perf_counter() - start, 1e-7)
+        (wall,), _ = _calls(engine, rows, 1, number, time.perf_counter_ns)
+        return max(wall / 1e9, 1e-7)
 
     first = call(0)
     times = [first] if first <= effort.seconds else []
@@ -174,19 +187,43 @@ def _warm_up(engine: Runner, rows: Sequence[Feeds], effort: Effort) -> float:
     return statistics.median(times[len(times) // 2 :])
 
 
-def _run(engine: Runner, rows: Sequence[Feeds], calls: int, record: Record, cpu_clock: Callable[[], int]) -> None:
-    clock, run = time.perf_counter_ns, engine.run
+def _run(engine: Side, rows: Sequence[Feeds], calls: int, record: Record, clock: Callable[[], int]) -> int:
+    """A run of `calls` onto the record; nanoseconds of processor that it took in another process."""
+    walls, cpus = _calls(engine, rows, calls, 0, clock)
+    record["first_ns"].append(walls[0])
+    record["hot_ns"] += walls[1:]
+    record["cpu_ns"] += cpus[1:]
+    return sum(cpus) if isinstance(engine, Away) else 0
+
+
+def _calls(
+    engine: Side, rows: Sequence[Feeds], calls: int, first: int, clock: Callable[[], int]
+) -> tuple[list[int], list[int]]:
+    """What `timed` says, here or where the engine is."""
+    return (
+        engine.timed(rows, calls, first) if isinstance(engine, Away) else timed(engine.run, rows, calls, first, clock)
+    )
+
+
+def timed(
+    run: Callable[[Feeds], Any], rows: Sequence[Feeds], calls: int, first: int, cpu_clock: Callable[[], int]
+) -> tuple[list[int], list[int]]:
+    """(by the clock, of the processor) nanoseconds of each call; feeds are `rows` in turn, from number `first`."""
+    clock = time.perf_counter_ns
     walls, cpus = [], []
-    for call in range(calls):
+    for call in range(first, first + calls):
         feeds = rows[call % len(rows)]
         used = cpu_clock()
         start = clock()
         run(feeds)
         walls.append(clock() - start)
         cpus.append(cpu_clock() - used)
-    record["first_ns"].append(walls[0])
-    record["hot_ns"] += walls[1:]
-    record["cpu_ns"] += cpus[1:]
+    return walls, cpus
+
+
+def cpu_clock(threads: int) -> Callable[[], int]:
+    """Of the calling thread where that does all the work, else of the process; nanoseconds."""
+    return time.thread_time_ns if threads == 1 else time.process_time_ns
 
 
 class _Watch:
@@ -196,10 +233,13 @@ class _Watch:
         self._cpu_clock = cpu_clock
         self._wall, self._cpu = time.perf_counter_ns(), cpu_clock()
 
-    def check(self, record: Record, calls: int) -> None:
-        """Raises _Interrupted if, since the last check, one wait was longer than contention explains."""
+    def check(self, record: Record, calls: int, elsewhere: int = 0) -> None:
+        """Raises _Interrupted if, since the last check, one wait was longer than contention explains.
+
+        `elsewhere` are the nanoseconds that another process has worked for this one meanwhile.
+        """
         wall, cpu = time.perf_counter_ns(), self._cpu_clock()
-        idle = (wall - self._wall) - (cpu - self._cpu)
+        idle = (wall - self._wall) - (cpu - self._cpu) - elsewhere
         self._wall, self._cpu = wall, cpu
         longest = max([record["first_ns"][-1], *record["hot_ns"][-(calls - 1) :]])
         if idle > GAP_SECONDS * 1e9 and longest - statistics.median(record["cpu_ns"]) > 0.8 * idle:

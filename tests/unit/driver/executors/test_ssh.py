@@ -17,12 +17,13 @@ import pytest
 
 from petra_deploy.core import machine, tails
 from petra_deploy.core.errors import BadInput, MissingExtra, TargetAbsent
-from petra_deploy.core.job import Bench, Build, Limits, Measure, Scored
+from petra_deploy.core.job import Bench, Build, Compare, Limits, Measure, Scored
 from petra_deploy.core.outcome import Done, Engine, Failed
 from petra_deploy.core.profile import SCENARIOS
 from petra_deploy.core.request import Remote
 from petra_deploy.core.store import Store
 from petra_deploy.core.target import Target
+from petra_deploy.core.verdict import share
 from petra_deploy.core.workload import MetricSpec
 from petra_deploy.driver.dispatch import Dispatch, job_key
 from petra_deploy.driver.executors import ssh
@@ -142,6 +143,16 @@ def test_an_engine_is_benched_there_and_every_round_comes_back(opened: Any, stor
     assert tails.again(done.value) == done.value
     assert set(done.value.machine["versions"]) == {"onnxruntime", "onnx", "numpy"}, "no torch there"
     assert done.value.cold.total.known() > done.value.cold.load.known() > 0
+
+
+def test_two_engines_are_compared_there_and_every_round_comes_back(opened: Any, store: Store) -> None:
+    gates = share(latency=0.5)
+    job = Compare(base=engine(opened, store, 4), new=engine(opened, store, 40), target=CPU, split=add_split(store),
+                  gates=gates, most_rounds=8, seconds=0.05, limits=SECONDS)  # fmt: skip
+    done = opened.run(job)
+    assert isinstance(done, Done), done
+    assert len(done.value.rounds) >= 6
+    assert "torch" not in done.value.machine["versions"]
 
 
 def test_the_target_is_looked_at_there(opened: Any) -> None:
