@@ -25,10 +25,10 @@ def run(job: Compare, context: Context) -> Compared:
     if job.overlay is not None:  # two versions of one runtime, which no process can hold both
         openers = partner.openers(engines, context.store, overlays={"candidate": Path(job.overlay)}, threads=threads)
     with exclusive(context.store.root, job.target.device, context.log), preflight.pinned(threads) as core:
-        before, began = preflight.state(), _processor_time()
+        before, began = preflight.state(core), _processor_time()
         rounds = duel(openers, feeds, job.gates, most_rounds=job.most_rounds, seed=job.seed, seconds=job.seconds,
                       threads=threads if job.target.device == "cpu" else 0, log=context.log)  # fmt: skip
-        spent, after = _processor_time() - began, preflight.state()
+        spent, after = _processor_time() - began, preflight.state(core)
     sitting = {"seed": job.seed, "rounds": len(rounds), "core": core, "before": before, "after": after}
     return Compared(
         rounds=tuple(rounds), cpu_seconds=spent, sittings=(sitting,),
