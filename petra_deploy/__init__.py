@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from petra_deploy.core.strategy import Step, Strategy
     from petra_deploy.driver.bundle.manifest import Manifest
     from petra_deploy.driver.bundle.verify import verify
-    from petra_deploy.measuring import bench, compare, refresh
+    from petra_deploy.measuring import bench, compare, history, profile_ops, refresh
     from petra_deploy.runtime import Bundle, load_bundle
 
 __version__ = "0.1.0"
@@ -27,12 +27,12 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read when onnxruntime is imported, 
 
 __all__ = [
     "Bundle", "Manifest", "PetraError", "Result", "Step", "Strategy", "__version__", "apply", "bench", "build",
-    "compare", "inspect", "load_bundle", "optimize", "refresh", "verify",
+    "compare", "history", "inspect", "load_bundle", "optimize", "profile_ops", "refresh", "verify",
 ]  # fmt: skip
 
 _HOMES = {
     "optimize": "api", "apply": "api", "bench": "measuring", "build": "api", "inspect": "api", "Result": "api",
-    "compare": "measuring", "refresh": "measuring",
+    "compare": "measuring", "history": "measuring", "profile_ops": "measuring", "refresh": "measuring",
     "load_bundle": "runtime", "Bundle": "runtime", "verify": "driver.bundle.verify",
     "Manifest": "driver.bundle.manifest", "Strategy": "core.strategy", "Step": "core.strategy",
     "PetraError": "core.errors",

@@ -22,9 +22,12 @@ from petra_deploy.core.verdict import share
 from petra_deploy.driver import bench as _bench
 from petra_deploy.driver import compare as _compare
 from petra_deploy.driver import finish as _finish
+from petra_deploy.driver import history as _history
 from petra_deploy.driver import refresh as _refresh
 from petra_deploy.driver.build import Asked
 from petra_deploy.driver.compare import Compared
+from petra_deploy.driver.history import History
+from petra_deploy.driver.operators import profile_ops
 from petra_deploy.driver.session import kept_logs
 from petra_deploy.driver.subject import Rows
 
@@ -111,6 +114,14 @@ def compare(
     return found
 
 
+def history(folder: str | Path) -> History:
+    """Where the figures of the profiles in `folder`, and below it, changed for good: a report, never a verdict.
+
+    Raises BadInput where no profile is there, MissingExtra without Apache Otava (docs/history.md).
+    """
+    return _history.trace(Path(folder))
+
+
 def refresh(
     bundle: str | Path,
     tried: str,
@@ -136,4 +147,4 @@ def refresh(
         return _refresh.refresh(Path(bundle), asked, logs, on_event)
 
 
-__all__ = ["Advice", "Compared", "bench", "compare", "refresh"]
+__all__ = ["Advice", "Compared", "History", "bench", "compare", "history", "profile_ops", "refresh"]

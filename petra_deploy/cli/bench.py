@@ -5,11 +5,11 @@ from typing import Any
 import click
 
 from petra_deploy.cli import options
-from petra_deploy.cli.console import Console, answer, profiled
+from petra_deploy.cli.console import Console, answer, past, profiled
 
 
 @click.command()
-@click.argument("engine", type=options.PATH, metavar="ENGINE")
+@click.argument("engine", type=options.PATH, metavar="ENGINE", required=False)
 @options.elsewhere
 @click.option("--scenario", "scenarios", type=options.SCENARIOS, default="single-stream,offline", show_default=True,
               metavar="NAMES",
@@ -35,8 +35,9 @@ from petra_deploy.cli.console import Console, answer, profiled
 )
 @click.option("--save", type=options.PATH, metavar="FILE.json",
               help="Write the profile, with every call's time. Example: --save profiles/cpu/model.json")  # fmt: skip
+@options.history
 @options.output
-def command(as_json: bool, quiet: bool, **given: Any) -> None:
+def command(as_json: bool, quiet: bool, history: str | None, **given: Any) -> None:
     """Measure ENGINE, a bundle or a .onnx file, in the scenarios of MLPerf's load generator.
 
     Tails are upper confidence bounds, or "n/a (needs N)". docs/profiles.md says how each figure is made.
@@ -48,7 +49,13 @@ def command(as_json: bool, quiet: bool, **given: Any) -> None:
     petra-deploy bench model.onnx --target cpu --save model.json
     petra-deploy bench petra-out/model/bundle --scenario server --latency-limit 10ms
     petra-deploy bench petra-out/model --target t4
+    petra-deploy bench --history profiles
     """
+    if history is not None:
+        return past(history, as_json=as_json)
+    if given["engine"] is None:
+        raise click.UsageError("Missing argument 'ENGINE'.")
+
     from petra_deploy.api import Result
     from petra_deploy.measuring import bench
 

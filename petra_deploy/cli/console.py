@@ -154,3 +154,12 @@ def dump(value: Any) -> None:
     from petra_deploy.core import files
 
     print(files.dumps(value))
+
+
+def past(folder: str, *, as_json: bool) -> None:
+    """Print where the figures of the profiles in `folder` changed."""
+    from petra_deploy.driver.report.history import text
+    from petra_deploy.measuring import history
+
+    found = history(folder)
+    dump(found) if as_json else print(text(found))

@@ -21,13 +21,15 @@ import click
 from petra_deploy import __version__
 from petra_deploy.core.errors import PetraError
 
-VERBS = ("optimize", "apply", "demo", "inspect", "bench", "compare", "refresh", "build", "verify", "targets")
+VERBS = (
+    "optimize", "apply", "demo", "inspect", "bench", "compare", "profile-ops", "refresh", "build", "verify", "targets",
+)  # fmt: skip
 INTERNAL = 70
 INTERRUPTED = 130
 
 
 class Verbs(click.Group):
-    """Each verb is a module of this folder that holds a click command called `command`."""
+    """Each verb is a module of this folder, with _ for -, that holds a click command called `command`."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -35,7 +37,7 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in VERBS:
             return None
-        command: click.Command = importlib.import_module(f"petra_deploy.cli.{cmd_name}").command
+        command: click.Command = importlib.import_module(f"petra_deploy.cli.{cmd_name.replace('-', '_')}").command
         return command
 
     def resolve_command(

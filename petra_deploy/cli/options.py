@@ -130,6 +130,10 @@ elsewhere = _together(
 out = click.option("--out", type=PATH, metavar="FOLDER",
                    help="Where everything goes [default: petra-out/<model name>]. Example: --out runs/net")  # fmt: skip
 
+history = click.option("--history", type=PATH, metavar="FOLDER",
+                       help="Report where the figures of the profiles saved there changed for good, and do nothing "
+                            "else (docs/history.md). Example: --history profiles")  # fmt: skip
+
 as_json = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object on stdout. Example: --json | jq .speedup"
 )

@@ -81,7 +81,13 @@ class Runner(Protocol):
 
 
 class Backend(Protocol):
-    """A runtime: makes engines of graphs and opens them."""
+    """A runtime: makes engines of graphs and opens them.
+
+    One with a profiler also offers `profile(folder, settings, feeds, calls, scratch, *, seed=0) -> RanAll`
+    (core/operators.py): a fresh engine runs `calls` calls, each with the next of `feeds`, after a few to warm up;
+    `scratch` is an empty folder. What it cannot time it refuses with Problem "unsupported". Without this function
+    `profile-ops` says that the backend has no profiler.
+    """
 
     def obstacles(self, target: Target) -> Sequence[str]: ...
     def knobs(self, target: Target) -> Mapping[str, Knob]: ...

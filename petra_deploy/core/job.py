@@ -11,33 +11,20 @@ from annotated_types import Ge, Gt
 
 from petra_deploy.core.comparison import Compared, Gate
 from petra_deploy.core.data import Data
-from petra_deploy.core.outcome import (
-    Attained,
-    Certified,
-    Compiled,
-    Done,
-    Engine,
-    ErrorBar,
-    Failed,
-    Graph,
-    Inferred,
-    Measurement,
-    Score,
-)  # fmt: skip
+from petra_deploy.core.operators import Profiled
 from petra_deploy.core.plan import Inspected, Layout, Probed
 from petra_deploy.core.profile import Adopted, Benched, ScenarioName
 from petra_deploy.core.strategy import FULL, Fidelity, Strategy
 from petra_deploy.core.target import Target
+
+# isort: off
+from petra_deploy.core.outcome import (
+    Attained, Certified, Compiled, Done, Engine, ErrorBar, Failed, Graph, Inferred, Measurement, Score,
+)  # fmt: skip
 from petra_deploy.core.workload import (
-    DataSource,
-    Loaded,
-    LoadOptions,
-    MetricSpec,
-    ModelSource,
-    Signature,
-    Split,
-    Workload,
-)
+    DataSource, Loaded, LoadOptions, MetricSpec, ModelSource, Signature, Split, Workload,
+)  # fmt: skip
+# isort: on
 
 A = TypeVar("A")
 
@@ -280,9 +267,29 @@ class Compare(Job[Compared]):
     fresh: ClassVar[bool] = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProfileOps(Job[Profiled]):
+    """Where the time of `engine` goes, operator by operator; with a base, both in turns."""
+
+    engine: Engine
+    base: Engine | None = None
+    target: Target
+    split: Split  # inputs to feed both
+    batch: Annotated[int, Ge(1)] = 1
+    rounds: Annotated[int, Ge(2)] = 8
+    seconds: Annotated[float, Gt(0)] = 0.8  # about what each engine runs in a round, with and without the profiler
+    seed: int = 0
+
+    kind: ClassVar[str] = "profile_ops"
+    answer: ClassVar[type] = Profiled
+    exclusive: ClassVar[bool] = True
+    cached: ClassVar[bool] = False
+    fresh: ClassVar[bool] = True
+
+
 _KINDS: tuple[type[Any], ...] = (
     Load, Inspect, Probe, Transform, Build, Measure, Predict, Rates, Infer, Scored, Certify, CompileCheck,
-    Adopt, Bench, Compare,
+    Adopt, Bench, Compare, ProfileOps,
 )  # fmt: skip
 JOBS: dict[str, type[Any]] = {job.kind: job for job in _KINDS}
 

@@ -20,6 +20,7 @@ from petra_deploy.core.outcome import Figure, Latency
 Record = dict[str, Any]
 _CPU_DIFFERENCE = math.log(1.10)
 _DRIFT = 0.05
+_TAKEN = 1.05
 
 
 class Figures(NamedTuple):
@@ -56,6 +57,27 @@ def log_ratios(rounds: Sequence[Record], batch: str, clock: str = "hot_ns") -> l
             ratio -= math.log(_middle(sticks["candidate"][clock]) / _middle(sticks["baseline"][clock]))
         found.append(ratio)
     return found
+
+
+def fair_log_ratios(rounds: Sequence[Record], batch: str) -> tuple[list[float], int]:
+    """The same, by processor time in rounds in which other programs took the core; and how many those are.
+
+    Where a call lasts as long as a time slice the clock's median jumps between calls that were preempted and calls that
+    were not. Processor time does not, and is the same as the clock's where the core is free. One thread only.
+    """
+    walls = log_ratios(rounds, batch)
+    if not rounds or rounds[0]["threads"] != 1:
+        return walls, 0
+    measured = [one["batches"][batch] for one in rounds if batch in one["batches"]]
+    taken = [_taken(calls) for calls in measured]
+    works = log_ratios(rounds, batch, "cpu_ns")
+    return [work if away else wall for wall, work, away in zip(walls, works, taken, strict=True)], sum(taken)
+
+
+def _taken(calls: Record) -> bool:
+    """Whether the median call of any side took over 5% longer by the clock than by processor time."""
+    sides = [calls["candidate"], calls["baseline"], *calls.get("yardsticks", {}).values()]
+    return any(_middle(side["hot_ns"]) > _TAKEN * _middle(side["cpu_ns"]) for side in sides)
 
 
 def _middle(times: Sequence[int]) -> float:

@@ -126,6 +126,12 @@ def spread(values: Sequence[float], unit: str) -> Figure:
                   note="bounds: least and greatest seen")  # fmt: skip
 
 
+def mean(rounds: Sequence[float], unit: str, *, alpha: float = ALPHA) -> Figure:
+    """The mean over rounds, each of which is a median of calls, with Student's interval for one look."""
+    low, high = t_interval(rounds, alpha=alpha) if len(rounds) > 1 else (None, None)
+    return Figure(value=statistics.fmean(rounds), unit=unit, low=low, high=high, n=len(rounds))
+
+
 def speedup(log_ratios: Sequence[float]) -> Figure:
     """Baseline latency / candidate latency from log(candidate / baseline), one a round.
 

@@ -5,9 +5,9 @@
 
 Latency is decided by the anytime-valid test of core/stats.py on one log ratio a round, new over base. The interval
 shown is that test inverted, so that text and verdict cannot disagree, and one may look after every round. A long call
-is preempted more often than a short one, so on a shared core the clock is unkind to the slower engine: the interval
-also spans what processor time says, and a verdict that processor time denies is inconclusive. Sizes are counted, and
-take no part of alpha.
+is preempted more often than a short one, so on a shared core the clock is unkind to the slower engine: rounds in which
+other programs took the core are judged by processor time, the interval spans the mean of processor time in any case,
+and a verdict that it denies is inconclusive. Sizes are counted, and take no part of alpha.
 """
 
 import math
@@ -19,8 +19,6 @@ from petra_deploy.core import rounds as records
 from petra_deploy.core import stats
 from petra_deploy.core.comparison import Comparison, Decision, Gate, Record, Verdict
 from petra_deploy.core.outcome import Figure
-
-_CONTENDED = 0.02  # of a log ratio: where the clock and processor time are said to differ
 
 
 def share(
@@ -56,7 +54,7 @@ def of_latency(gate: Gate, rounds: Sequence[Record]) -> Verdict:
     if not rounds:
         return Verdict(gate=gate, verdict="inconclusive", figure=Figure(value=None, unit="ratio", n=0),
                        why="no round was measured")  # fmt: skip
-    logs, limit = records.log_ratios(rounds, batch), math.log1p(gate.limit)
+    (logs, taken), limit = records.fair_log_ratios(rounds, batch), math.log1p(gate.limit)
     mean = statistics.fmean(logs)
     if len(logs) < stats.FEWEST_ROUNDS:
         figure = Figure(value=math.exp(mean), unit="ratio", n=len(logs), note=f"needs {stats.FEWEST_ROUNDS} rounds")
@@ -64,11 +62,10 @@ def of_latency(gate: Gate, rounds: Sequence[Record]) -> Verdict:
     low, high = stats.confidence_sequence(logs, alpha=gate.alpha)
     decided = stats.decide(logs, limit, alpha=gate.alpha)
     verdict: Decision = "inconclusive" if decided == "open" else decided
-    why, note = "", ""
+    why = ""
+    note = f"contended: {taken} of {len(logs)} rounds by processor time" if taken else ""
     if (processor := records.processor_ratio(rounds, batch)) is not None:
         low, high = min(low, processor), max(high, processor)
-        if abs(processor - mean) > _CONTENDED:
-            note = "contended: the clock and processor time differ"
         if (verdict == "fail" and processor <= limit) or (verdict == "pass" and processor >= limit):
             verdict = "inconclusive"
             why = (

@@ -17,19 +17,23 @@ from pathlib import Path
 from petra_deploy.core import files
 from petra_deploy.core.comparison import Comparison, Gate, Record
 from petra_deploy.core.errors import BadInput
-from petra_deploy.core.event import OnEvent
+from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.job import Compare, Limits, Scored
 from petra_deploy.core.outcome import Budget, Engine, Figure
-from petra_deploy.core.profile import Profile
+from petra_deploy.core.profile import Profile, Wanted
 from petra_deploy.core.request import Remote, Request
 from petra_deploy.core.verdict import judge
 from petra_deploy.core.workload import ModelSource
 from petra_deploy.driver import profiles
+from petra_deploy.driver.bench import SECONDS, bench
+from petra_deploy.driver.build import Asked as BenchAsked
 from petra_deploy.driver.build import at_hand
+from petra_deploy.driver.operators import explain
 from petra_deploy.driver.place import Place
 from petra_deploy.driver.session import Session, open_session
 from petra_deploy.driver.subject import Rows, Subject, engine_of, facts_of, feeding, fixed_batch, take
 
+_ROUNDS = 9  # of an engine that is recorded now
 _MACHINE = ("cpu", "instructions", "cores", "affinity", "architecture", "virtual", "gpus")
 _RECORDED = (
     "these were recorded at different times: each is taken relative to the yardstick that was timed with it, which "
@@ -67,6 +71,25 @@ class Compared:
     explained: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Named:
+    """An engine that was named, itself or by a profile of it, whose settings are then its own."""
+
+    path: Path
+    engine: Path | None  # None: its profile is left of it
+    profile: Profile | None
+
+    def take(self, place: Place, session: Session, asked: Asked) -> Subject:
+        subject = take(self.there, place, session, asked.rows, runtime=asked.runtime)
+        if self.profile is None or asked.runtime or self.profile.engine.runtime != subject.target.runtime:
+            return subject
+        return replace(subject, settings=self.profile.engine.settings)
+
+    @property
+    def there(self) -> Path:
+        return self.engine or self.path
+
+
 def again(path: Path) -> Comparison:
     """The comparison in a file, judged anew from its rounds. Raises BadInput where it is none."""
     found = files.read_json(path, Comparison)
@@ -75,36 +98,40 @@ def again(path: Path) -> Comparison:
 
 def compare(base: Path, new: Path, asked: Asked, logs: Path, on_event: OnEvent) -> Compared:
     """Raises BadInput where the two cannot be compared, TargetAbsent where the target is not here."""
-    recorded = {path: profiles.read(path) for path in (base, new) if profiles.is_profile(path)}
-    alive = {path: profiles.subject_of(path, profile) for path, profile in recorded.items()}
-    gone = [path for path, engine in alive.items() if engine is None]
-    if asked.recorded or (gone and len(recorded) == 2):
-        if len(recorded) < 2:
-            raise BadInput("--recorded compares two profiles", "petra-deploy bench ENGINE --save FILE.json records one")
-        return Compared(_judged(_of_records(recorded[base], recorded[new], asked)))
-    if gone:
-        path = gone[0]
+    sides = [_named(path) for path in (base, new)]
+    if not asked.recorded and all(side.engine for side in sides):
+        return _measured(sides[0], sides[1], asked, logs, on_event)
+    if asked.explain:
+        raise BadInput("--explain times the engines' operators, and a record holds none", "name the engines themselves")
+    if any(side.profile is None for side in sides) and (asked.recorded or any(g.what == "metric" for g in asked.gates)):
         raise BadInput(
-            f"{path} is of {recorded[path].engine.file or 'an engine'}, which is not there, or has changed since",
-            "put the engine back where the profile was made; or record the other one with `petra-deploy bench "
-            "ENGINE --save FILE.json` and compare the two profiles",
+            "a record is compared with a record only", "petra-deploy bench ENGINE --save FILE.json makes one"
         )
-    subjects = [Named(alive.get(path) or path, recorded.get(path)) for path in (base, new)]
-    return _measured(subjects[0], subjects[1], asked, logs, on_event)
+    records = [side.profile or _recorded_now(side, sides, asked, logs, on_event) for side in sides]
+    return Compared(_judged(_of_records(records[0], records[1], asked)))
 
 
-@dataclass(frozen=True)
-class Named:
-    """An engine that was named, itself or by a profile of it, whose settings are then its own."""
+def _named(path: Path) -> Named:
+    if not profiles.is_profile(path):
+        return Named(path, path, None)
+    profile = profiles.read(path)
+    return Named(path, profiles.subject_of(path, profile), profile)
 
-    path: Path
-    profile: Profile | None
 
-    def take(self, place: Place, session: Session, asked: Asked) -> Subject:
-        subject = take(self.path, place, session, asked.rows, runtime=asked.runtime)
-        if self.profile is None or asked.runtime or self.profile.engine.runtime != subject.target.runtime:
-            return subject
-        return replace(subject, settings=self.profile.engine.settings)
+def _recorded_now(side: Named, sides: Sequence[Named], asked: Asked, logs: Path, on_event: OnEvent) -> Profile:
+    """Of an engine whose opponent is there no more, but for its profile: measured now, as that was."""
+    gone = next(other for other in sides if other.profile is not None)
+    on_event(
+        Event(
+            kind="warning",
+            text=f"the engine of {gone.path} is not there, or has changed since: {side.path} is measured now, and "
+            "compared with that record",
+        )
+    )
+    wanted = Wanted(scenarios=("single-stream",), batches=tuple(gate.batch for gate in _timed(asked.gates)),
+                    threads=(asked.threads,) if asked.threads else (), rounds=_ROUNDS, seed=asked.seed)  # fmt: skip
+    options = BenchAsked(target=asked.target, runtime=asked.runtime, remote=asked.remote, seconds=SECONDS)
+    return bench(side.path, options, wanted, asked.rows, logs, on_event)
 
 
 def _judged(comparison: Comparison) -> Comparison:
@@ -113,10 +140,10 @@ def _judged(comparison: Comparison) -> Comparison:
 
 def _measured(base: Named, new: Named, asked: Asked, logs: Path, on_event: OnEvent) -> Compared:
     request = Request(
-        model=ModelSource(path=str(new.path.absolute())), data=asked.rows.data, target=asked.target,
+        model=ModelSource(path=str(new.there.absolute())), data=asked.rows.data, target=asked.target,
         remote=asked.remote, budget=Budget(seconds=asked.seconds),
     )  # fmt: skip
-    folder = base.path if base.path.is_dir() else base.path.parent
+    folder = base.there if base.there.is_dir() else base.there.parent
     with open_session(request, logs, on_event, read=[folder.absolute()]) as session:
         place = at_hand(asked.target, asked.runtime, session)
         one = new.take(place, session, asked)
@@ -140,7 +167,13 @@ def _measured(base: Named, new: Named, asked: Asked, logs: Path, on_event: OnEve
             rounds=done.rounds, drop=drop, metric=one.metric.name if one.metric else "", machine=done.machine,
             sittings=done.sittings, warnings=done.warnings,
         )  # fmt: skip
-        return Compared(_judged(comparison))
+        return Compared(_judged(comparison), _explained(other, one, session) if asked.explain else ())
+
+
+def _explained(base: Subject, new: Subject, session: Session) -> tuple[str, ...]:
+    session.say("timing every operator of both")
+    found = explain(base, new, session)
+    return tuple(change.sentence for change in found) or ("no layer is slower by more than the rounds scatter",)
 
 
 def _at(gates: Sequence[Gate], batch: int | None) -> tuple[Gate, ...]:

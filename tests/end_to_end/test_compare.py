@@ -123,3 +123,51 @@ def test_what_cannot_be_compared_is_told_with_exit_2(place, nets, base, new, sai
     assert done.code == 2
     assert said in done.err
     assert "Traceback" not in done.err
+
+
+@pytest.fixture(scope="module")
+def profile(place, nets):
+    (nets / "gone.onnx").write_bytes((nets / "six.onnx").read_bytes())
+    done = place.petra("bench", nets / "gone.onnx", "--scenario", "single-stream", "--batch", 1, "--rounds", 6,
+                       "--time", "20s", "--save", "run-nets/gone.json", "--quiet")  # fmt: skip
+    assert done.code == 0, done.err
+    return nets / "gone.json"
+
+
+def test_a_profile_stands_for_its_engine_which_is_measured_anew(place, nets, profile):
+    done = place.petra("compare", profile, nets / "twelve.onnx", "--json")
+    assert done.code == 1, done.err
+    assert done.json["paired"] is True
+    assert done.json["base"]["name"] == "gone.onnx"
+
+
+def test_where_the_engine_has_gone_its_record_is_compared_through_the_yardstick(place, nets, profile):
+    (nets / "gone.onnx").rename(nets / "hidden.onnx")
+    try:
+        done = place.petra("compare", profile, nets / "twelve.onnx", "--json")
+    finally:
+        (nets / "hidden.onnx").rename(nets / "gone.onnx")
+    assert done.code in (0, 1), done.err
+    assert done.json["paired"] is False
+    assert "is not there, or has changed since" in done.err
+    assert "different times" in done.json["warnings"][0]
+    assert done.json["verdicts"][0]["figure"]["value"] > 1.3  # twice the layers
+
+
+def test_profiles_of_two_machines_are_compared_only_where_that_is_asked_for(place, nets, profile):
+    foreign = json.loads(profile.read_text())
+    foreign["measured"]["machine"]["cpu"] = "another processor"
+    (nets / "foreign.json").write_text(json.dumps(foreign))
+    line = ["compare", profile, nets / "foreign.json", "--recorded"]
+    refused = place.petra(*line)
+    assert refused.code == 2
+    assert "two machines" in refused.err
+    assert "--cross-machine" in refused.err
+    done = place.petra(*line, "--cross-machine", "--json")
+    assert "nothing of the engines alone" in done.json["warnings"][0]
+
+
+def test_explain_names_the_layers_that_got_slower(place, nets):
+    done = place.petra("compare", nets / "six.onnx", nets / "twelve.onnx", "--explain", "--json")
+    assert done.code == 1, done.err
+    assert done.json["explained"]

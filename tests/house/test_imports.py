@@ -8,7 +8,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "petra_deploy"
 HEAVY = {"torch", "numpy", "optuna", "pydantic", "rich", "onnx", "onnxruntime", "sqlalchemy", "psutil"}
-EXTRAS = ("tensorrt", "tensorrt_rtx", "openvino", "ray", "tritonclient", "pytest", "jsonschema")
+EXTRAS = ("tensorrt", "tensorrt_rtx", "openvino", "ray", "tritonclient", "pytest", "jsonschema", "otava")
 WATCH = "import sys\n{code}\nprint(','.join(sorted({heavy!r} & set(sys.modules))))"
 
 

@@ -93,7 +93,7 @@ def _beside(measured: Benched) -> Iterator[tuple[str, str]]:
 
 def _rate(figure: Figure) -> str:
     if figure.value is None:
-        return f"n/a ({' '.join(figure.note.split()[:2])})" if figure.note.startswith("needs") else "n/a"
+        return f"n/a ({' '.join(figure.note.split()[:2]).rstrip(',')})" if figure.note.startswith("needs") else "n/a"
     text = _number(figure.value)
     return (
         text if figure.low is None or figure.high is None else f"{text} [{_number(figure.low)}, {_number(figure.high)}]"

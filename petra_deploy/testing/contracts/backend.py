@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 from petra_deploy.core import files, machine
@@ -21,6 +22,7 @@ from petra_deploy.core.plan import Knob
 from petra_deploy.core.target import Target
 from petra_deploy.testing.contracts._contract import Contract, found, refusal, sentences, skip
 from petra_deploy.testing.contracts._graphs import exported, feeds
+from petra_deploy.worker.model import attribution
 
 Array = NDArray[Any]
 _TRIED = ("cnn", "mlp")  # what onnx's reference evaluator runs in a moment
@@ -71,6 +73,21 @@ class BackendContract(Contract):
         with module.open(folder, engine.settings) as again:
             assert again.run(given)[0].shape == before[0].shape
         again.close()
+
+    def test_a_profiler_tells_what_ran_for_every_layer(self, backend: str, tmp_path: Path) -> None:
+        module, target = here(backend)
+        if not hasattr(module, "profile"):
+            skip(f"{backend} has no profiler")
+        for family in _TRIED:
+            engine, folder = built(module, target, family, tmp_path / family)
+            scratch = tmp_path / f"{family}-scratch"
+            scratch.mkdir()
+            ran = module.profile(folder, engine.settings, [feeds(family, 1)], 5, scratch, seed=0)
+            assert ran.call_us > 0
+            assert all(one.name and one.operator and one.us >= 0 for one in ran.operators)
+            layers = attribution.Layers(onnx.load(str(folder / "model.onnx"), load_external_data=False))
+            places = layers.attribute(ran.operators)
+            assert {layer for place, _ in places for layer in place} == set(layers.names)
 
     def test_the_engine_says_how_it_was_built_and_survives_json(self, backend: str, tmp_path: Path) -> None:
         module, target = here(backend)

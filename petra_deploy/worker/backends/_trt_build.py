@@ -109,6 +109,7 @@ def merged(vendor: Vendor, one: bytes, other: bytes) -> bytes:
 
 def _configure(trt: Any, config: Any, settings: Settings, vendor: Vendor) -> None:
     config.builder_optimization_level = settings.optimization_level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # a plan that says which nodes its layers are of
     if settings.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mb << 20)
     flags = {

@@ -102,6 +102,26 @@ class Runner:
         self._enqueue(cuda, shaped)
         return cuda.times(lambda: self._enqueue(cuda, shaped), calls)
 
+    def profile(self, feeds: Mapping[str, Array], calls: int, watch: Any) -> list[float]:
+        """Let `watch`, an IProfiler, hear of every layer of each of `calls` calls; returns what each took, in ms.
+
+        Raises Problem "unsupported" of a runner with CUDA graphs: a replay reports no layer by itself.
+        """
+        if self.captures or (self._vendor.graphs and self._must):
+            raise Problem("unsupported", "layers cannot be timed in a CUDA graph", "open it with cuda_graph: off")
+        self.run(feeds)
+        cuda, shaped = self._ready(feeds)
+        shaped.context.profiler = watch  # enqueue_emits_profile is on: each call reports before it returns
+        for name in self.inputs:
+            cuda.upload(shaped.tensors[name].address, shaped.tensors[name].page)
+        return cuda.times(lambda: self._execute(cuda, shaped.context), calls)
+
+    def described(self) -> str:
+        """The engine's layers as JSON, as its inspector tells them."""
+        trt, _ = self._vendor.load()
+        inspector = self._engine.create_engine_inspector()
+        return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
+
     def close(self) -> None:
         if self._cuda is None:
             return

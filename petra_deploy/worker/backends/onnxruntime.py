@@ -12,7 +12,7 @@ slower than the nodes it replaces, so whether to fuse it is a knob. Never loads 
 import collections
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,12 +26,14 @@ from numpy.typing import NDArray
 from petra_deploy.core import files
 from petra_deploy.core.data import Data
 from petra_deploy.core.errors import Problem
+from petra_deploy.core.operators import RanAll
 from petra_deploy.core.outcome import Engine, Graph
 from petra_deploy.core.plan import Knob
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Signature
-from petra_deploy.worker.backends import _doors
+from petra_deploy.worker.backends import _doors, _ort_trace
 from petra_deploy.worker.backends import _ort_device as device
+from petra_deploy.worker.measure.calls import timed_us
 
 _LEVELS = {
     "all": "ORT_ENABLE_ALL",
@@ -113,6 +115,25 @@ def open(folder: Path, settings: Mapping[str, object], *, seed: int = 0) -> "Ses
     return Session(folder / "model.onnx", settings, padding=padding)
 
 
+def profile(
+    folder: Path, settings: Mapping[str, object], feeds: Sequence[Mapping[str, NDArray[Any]]], calls: int,
+    scratch: Path, *, seed: int = 0,
+) -> RanAll:  # fmt: skip
+    """By ONNX Runtime's own profiler. Raises Problem "unsupported" on a GPU, where it times the host and no kernel."""
+    if settings.get("provider", "cpu") != "cpu":
+        raise Problem(
+            "unsupported", "ONNX Runtime's profiler does not time what a GPU does", "use the tensorrt runtime"
+        )
+    optimized = scratch / "optimized.onnx"
+    generator = np.random.default_rng(seed)
+    padding = [np.ones(int(generator.integers(1, 300_000))) for _ in range(4)]
+    with Session(folder / "model.onnx", settings, optimized=optimized, padding=padding,
+                 trace=scratch / "trace") as runner:  # fmt: skip
+        times = timed_us(runner.run, feeds, calls)
+        trace = runner.traced()
+    return _ort_trace.ran(trace, optimized, times)
+
+
 def describe() -> dict[str, str]:
     return {"onnxruntime": ort.__version__}
 
@@ -121,9 +142,12 @@ class Session:
     """A Runner: outputs come in the graph's order. Closing twice is harmless."""
 
     def __init__(self, model: Path, settings: Mapping[str, object], *, optimized: Path | None = None,
-                 padding: list[NDArray[np.float64]] | None = None) -> None:  # fmt: skip
+                 padding: list[NDArray[np.float64]] | None = None, trace: Path | None = None) -> None:  # fmt: skip
+        """`optimized` is a file for the graph as it runs, `trace` the beginning of the profiler's files."""
         chosen = Settings(**settings)  # type: ignore[arg-type]
         options = _options(chosen, optimized)
+        if trace is not None:
+            options.enable_profiling, options.profile_file_prefix = True, str(trace)
         providers = device.providers(settings)
         try:
             self._session: Any = ort.InferenceSession(
@@ -144,6 +168,10 @@ class Session:
         except Exception as error:
             raise Problem("unsupported", f"the engine cannot run: {_sentence(error)}") from error
         return outputs
+
+    def traced(self) -> Path:
+        """The profiler's file of all calls so far, of a session that was opened with `trace`."""
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         self._session = self._padding = self._replay = None

@@ -8,14 +8,17 @@ FP16, BF16, INT8 and FP8 come from the graph's casts and Q/DQ pairs. The package
 libraries from NVIDIA's own index when it is installed. Everything is in `_trt.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
+from petra_deploy.core.operators import RanAll
 from petra_deploy.core.outcome import Engine, Graph
 from petra_deploy.core.plan import Knob
 from petra_deploy.core.target import Target
-from petra_deploy.worker.backends import _trt
+from petra_deploy.worker.backends import _trt, _trt_profile
 from petra_deploy.worker.backends._trt_runner import Runner
 from petra_deploy.worker.backends._trt_vendor import Contexts, Vendor
 
@@ -46,6 +49,14 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
 def open(folder: Path, settings: Mapping[str, object], *, seed: int = 0) -> Runner:
     """See `_trt.open`."""
     return _trt.open(VENDOR, folder, settings, seed=seed)
+
+
+def profile(
+    folder: Path, settings: Mapping[str, object], feeds: Sequence[Mapping[str, NDArray[Any]]], calls: int,
+    scratch: Path, *, seed: int = 0,
+) -> RanAll:  # fmt: skip
+    """See `_trt_profile.profile`."""
+    return _trt_profile.profile(VENDOR, folder, settings, feeds, calls, seed=seed)
 
 
 def describe() -> dict[str, str]:

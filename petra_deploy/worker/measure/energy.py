@@ -75,7 +75,7 @@ def _rapl(root: Path) -> tuple[Rapl | None, str]:
         if not _text(counter).isdigit() or not range_.isdigit():
             return None, f"energy is not known: {counter} cannot be read; as root, chmod a+r it, and measure again"
         domains.append((counter, int(range_)))
-    return Rapl(tuple(domains)), f"RAPL, {', '.join(packages)}"
+    return Rapl(tuple(domains)), f"RAPL, {', '.join(sorted(packages))}"
 
 
 def _nvml() -> tuple[Nvml | None, str]:

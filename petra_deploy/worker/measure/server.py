@@ -35,15 +35,16 @@ QUERIES = stats.samples_needed(0.99)  # of a confirming round, where time permit
 SHORT_QUERIES = 150  # of a try
 PATIENCE = 3.0  # times `effort.seconds` that a round may take for them
 STEP = 0.88  # down, where a rate is not confirmed
-SEARCH, ALL = 2.0, 4.0  # times all rounds of `effort.seconds`: after that no new try begins, and no new step down
+SEARCH, ALL = 2.0, 7.0  # times all rounds of `effort.seconds`: after that no new try begins, and no new step down
 _SPIN_NS = 300_000  # the last of a wait, since sleep comes back late
 
 
 def highest_rate(opener: Opener, feeds: Sequence[Feeds], effort: Effort, limit_ms: float) -> list[Record]:
     """Every try, in order: short ones that bracket and bisect, then rounds of fresh sessions that confirm.
 
-    It takes about `ALL * effort.rounds * effort.seconds`. A rate that is not confirmed is followed by a lower one,
-    while there is time, unless none kept the limit even in a short try.
+    It takes about `ALL * effort.rounds * effort.seconds`. While there is time, a rate of which the rounds say too
+    little gets as many again, and one that does not keep the limit is followed by a lower one. Where none kept it
+    in a short try, the first is confirmed: by how much it does not.
 
     {"phase": "search" or "confirm", "rate", "seed", "load_ns", "due_ns", "latency_ns", "service_ns"} each.
     """
@@ -69,12 +70,14 @@ def highest_rate(opener: Opener, feeds: Sequence[Feeds], effort: Effort, limit_m
             return False
 
         rate, kept = _bisect(keeps, capacity, lambda: past(SEARCH))
+    confirmed: list[Record] = []  # at this rate
     while True:
-        confirmed, short = _confirm(opener, feeds, rate, effort, limit_ms, seeds)
-        tries += confirmed
-        if short or not kept or past(ALL) or tails.kept(confirmed, limit_ms):
+        new = _confirm(opener, feeds, rate, effort, limit_ms, seeds)
+        tries, confirmed = tries + new, confirmed + new
+        if not kept or past(ALL) or tails.kept(confirmed, limit_ms):
             return tries
-        rate *= STEP
+        if not tails.undecided(confirmed, limit_ms):
+            rate, confirmed = STEP * rate, []
 
 
 def open_loop(engine: Runner, feeds: Sequence[Feeds], *, rate: float, queries: int, seed: int) -> Record:
@@ -96,12 +99,12 @@ def open_loop(engine: Runner, feeds: Sequence[Feeds], *, rate: float, queries: i
 
 
 def _bisect(keeps: Callable[[float], bool], capacity: float, late: Callable[[], bool]) -> tuple[float, bool]:
-    """A rate that kept the limit in a short try, near one that did not; False and the lowest tried where none did."""
+    """A rate that kept the limit in a short try, near one that did not; False and the first tried where none did."""
     low, high = FIRST_SHARE * capacity, capacity  # at its capacity a queue grows without end
     less = 0
     while not keeps(low):
         if less == TIMES_LESS or late():
-            return low, False
+            return FIRST_SHARE * capacity, False
         low, high, less = LESS * low, low, less + 1
     while high / low > CLOSE and not late():
         middle = (low * high) ** 0.5
@@ -111,8 +114,8 @@ def _bisect(keeps: Callable[[float], bool], capacity: float, late: Callable[[], 
 
 def _confirm(
     opener: Opener, feeds: Sequence[Feeds], rate: float, effort: Effort, limit_ms: float, seeds: Iterator[int]
-) -> tuple[list[Record], bool]:
-    """Rounds at `rate`, ended early where it is hopeless; whether they are too few queries for any verdict."""
+) -> list[Record]:
+    """Rounds at `rate`, ended early where it is hopeless."""
     queries, done = _queries(rate, effort, QUERIES), list[Record]()
     for _ in range(effort.rounds):
 
@@ -125,8 +128,8 @@ def _confirm(
 
         done.append(uninterrupted(one, next(seeds), effort.log))
         if len(done) > 1 and tails.beyond(done, limit_ms):
-            return done, False
-    return done, queries * effort.rounds < QUERIES
+            break
+    return done
 
 
 def _timed(engine: Runner, feeds: Sequence[Feeds], rate: float, queries: int, seed: int) -> tuple[Record, float]:

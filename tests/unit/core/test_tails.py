@@ -73,7 +73,7 @@ def test_a_server_whose_bound_passes_the_limit_has_no_rate_though_its_p99_does_n
     assert found.latency is not None
     few = tails.scenario_of("server", 1, 1, {"limit_ms": 10}, [server(50.0, 1, queries=30)]).throughput
     assert few is not None
-    assert (few.value, few.note) == (None, "needs 459 to say whether p99 keeps 10 ms at 50/s")
+    assert (few.value, few.note) == (None, "needs 459, to say whether p99 keeps 10 ms at 50/s")
 
 
 def test_energy_is_joules_a_row_and_says_that_idle_is_in_it() -> None:

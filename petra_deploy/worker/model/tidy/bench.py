@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from petra_deploy.worker.model.scopes import SCOPES
+
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 SHAPE_OPERATORS = ("Transpose", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape")
 
@@ -101,6 +103,7 @@ class Bench:
         if domain:
             self.model.opset_imports[domain] = 1
         node = ir.node(operator, list(inputs), dict(attributes or {}), domain=domain, num_outputs=outputs)
+        node.metadata_props.update({SCOPES: at.metadata_props[SCOPES]} if SCOPES in at.metadata_props else {})
         (self.graph.insert_after if after else self.graph.insert_before)(at, node)
         for value in node.outputs:
             value.name = self._name()

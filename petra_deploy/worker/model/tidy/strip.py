@@ -1,11 +1,13 @@
-"""Leave out what no one reads: dead nodes, unused weights, metadata, names of files and modules.
+"""Leave out what no one reads: dead nodes, unused weights, metadata, names of files.
 
-The exporter writes stack traces with paths of this machine into every node; none may ship.
+The exporter writes stack traces with paths of this machine into every node; none may ship. Of all that only
+the module that a node is a part of stays, in its name: "layer1.0.conv1/Conv_12" (worker/model/scopes.py).
 """
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from petra_deploy.worker.model import scopes
 from petra_deploy.worker.model.tidy.bench import Bench
 
 
@@ -26,13 +28,15 @@ def rewrite(bench: Bench) -> int:
 
 
 def _strip(model: ir.Model) -> None:
+    for index, node in enumerate(model.graph.all_nodes()):
+        scope = scopes.node(node.name or "", node.metadata_props)
+        node.name = f"{scope}/{node.op_type}_{index}" if scope else f"{node.op_type}_{index}"
     common.ClearMetadataAndDocStringPass()(model)
     model.metadata_props.clear()
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
         value.metadata_props.clear()
         value.doc_string = None
-    for index, node in enumerate(model.graph.all_nodes()):
-        node.name = f"{node.op_type}_{index}"
+    for node in model.graph.all_nodes():
         for value in node.outputs:
             value.metadata_props.clear()
             value.doc_string = None

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from petra_deploy.core import machine
+from petra_deploy.core import machine, tails
 from petra_deploy.core.errors import BadInput, MissingExtra, TargetAbsent
-from petra_deploy.core.job import Build, Limits, Measure, Scored
+from petra_deploy.core.job import Bench, Build, Limits, Measure, Scored
 from petra_deploy.core.outcome import Done, Engine, Failed
+from petra_deploy.core.profile import SCENARIOS
 from petra_deploy.core.request import Remote
 from petra_deploy.core.store import Store
 from petra_deploy.core.target import Target
@@ -130,6 +131,17 @@ def test_engines_rounds_and_outputs_are_made_there_and_come_back(
     assert done.value.value == 1.0, "the metric needs torch, so it was computed here"
     assert done.value.outputs in store
     assert done.value.outputs in Store(far.cache)
+
+
+def test_an_engine_is_benched_there_and_every_round_comes_back(opened: Any, store: Store) -> None:
+    job = Bench(engine=engine(opened, store, 4), target=CPU, split=add_split(store), rounds=2, seconds=0.05,
+                scenarios=SCENARIOS, batches=(1,), limit_ms=100.0, limits=SECONDS)  # fmt: skip
+    done = opened.run(job)
+    assert isinstance(done, Done), done
+    assert tuple(s.name for s in done.value.scenarios) == SCENARIOS
+    assert tails.again(done.value) == done.value
+    assert set(done.value.machine["versions"]) == {"onnxruntime", "onnx", "numpy"}, "no torch there"
+    assert done.value.cold.total.known() > done.value.cold.load.known() > 0
 
 
 def test_the_target_is_looked_at_there(opened: Any) -> None:

@@ -19,17 +19,19 @@ from petra_deploy.worker.backends import (
     _trt,
     _trt_build,
     _trt_lottery,
+    _trt_profile,
     _trt_runner,
     _trt_vendor,
     tensorrt,
     tensorrt_rtx,
 )
 
-SHARED = (_trt, _trt_build, _trt_lottery, _trt_runner, _trt_vendor, tensorrt)
+SHARED = (_trt, _trt_build, _trt_lottery, _trt_profile, _trt_runner, _trt_vendor, tensorrt)
 CLASSES = {
     "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "e": "ParserError",
     "config": "IBuilderConfig", "profile": "IOptimizationProfile", "tensor": "ITensor", "timings": "ITimingCache",
     "context": "IExecutionContext", "engine": "ICudaEngine", "_engine": "ICudaEngine", "_runtime": "Runtime",
+    "inspector": "EngineInspector",
 }  # fmt: skip
 RTX = {**CLASSES, "config": "IRuntimeConfig", "kernels": "IRuntimeCache", "strategy": "CudaGraphStrategy"}
 OURS = {"_tensor", "tensor"}  # in _trt_runner a tensor is our own

@@ -29,7 +29,7 @@ def test_packages_are_added_up_and_what_is_inside_or_shown_twice_is_not(tmp_path
     counters[0].write_text("7000000\n")
     counters[1].write_text("5500000\n")
     assert meter.joules(before) == 2.5
-    assert what == "RAPL, package-1, package-0"
+    assert what == "RAPL, package-0, package-1"
 
 
 def test_a_counter_that_begins_again_goes_on(tmp_path: Path) -> None:

@@ -215,3 +215,4 @@ def test_a_limit_below_the_engines_own_time_is_kept_by_no_rate() -> None:
     rates = [one["rate"] for one in rounds]
     assert min(rates) <= max(rates) / 4  # it was looked for further down, and not for ever
     assert [one["phase"] for one in rounds].count("confirm") == 2
+    assert rounds[-1]["rate"] == max(rates)  # by how much the first does not
