@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from petra_deploy.core import machine, registry, stats
+from petra_deploy.core import evidence, machine, registry, stats
 from petra_deploy.core import rounds as records
 from petra_deploy.core.verdict import of_latency, share
 from petra_deploy.worker.measure.duel import duel
@@ -176,7 +176,7 @@ def many(folder: Path, pairs: Sequence[Pair], seed: int, *, beside: bool = False
 
 
 def tally(found: Sequence[One]) -> dict[str, Any]:
-    ratios = [math.exp(statistics.fmean(one.logs)) for one in found]
+    ratios = [math.exp(statistics.median(one.logs)) for one in found]
     verdicts = [one.verdict for one in found]
     return {
         "fail": verdicts.count("fail"), "pass": verdicts.count("pass"),
@@ -248,13 +248,13 @@ def stopping(folder: Path, count: int, kept: list[One]) -> Check:
     slack = 2 * math.sqrt(0.025 * 0.975 / each)
     good = all(max(one["fail"], one["pass"]) <= 0.025 + slack for one in fair)
     return Check("stopping at the first pleasing look (simulation)", each * len(shapes), told,
-                 "each at most 2.5% (and two standard errors); of skewed rounds the mean is not the middle: told only",
+                 "each at most 2.5% (and two standard errors); of skewed rounds mean and middle differ: told only",
                  good)  # fmt: skip
 
 
 def _ever(logs: Any, verdict: str) -> bool:
     values = [float(x) for x in logs]
-    return any(stats.decide(values[:n], math.log1p(LIMIT)) == verdict for n in range(stats.FEWEST_ROUNDS, 61))
+    return any(evidence.decide(values[:n], math.log1p(LIMIT)) == verdict for n in range(stats.FEWEST_ROUNDS, 61))
 
 
 def cost(folder: Path, count: int, kept: list[One]) -> Check:

@@ -112,15 +112,15 @@ def contended(rounds: Sequence[Record], batch: str) -> tuple[float, float] | Non
     processor = processor_ratio(rounds, batch)
     if processor is None:
         return None
-    wall, cpu = -statistics.fmean(log_ratios(rounds, batch)), -processor
+    wall, cpu = -statistics.median(log_ratios(rounds, batch)), -processor
     return (math.exp(wall), math.exp(cpu)) if abs(wall - cpu) > _CPU_DIFFERENCE else None
 
 
 def processor_ratio(rounds: Sequence[Record], batch: str) -> float | None:
-    """Mean of log(candidate / baseline) by processor time; None where that is not all of the work (threads, a GPU)."""
+    """The middle log(candidate / baseline) by processor time; None where that is not all work (threads, a GPU)."""
     if rounds[0]["threads"] != 1:
         return None
-    return statistics.fmean(log_ratios(rounds, batch, "cpu_ns"))
+    return statistics.median(log_ratios(rounds, batch, "cpu_ns"))
 
 
 def _speedup(rounds: Sequence[Record], batch: str) -> Figure:

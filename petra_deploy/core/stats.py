@@ -1,12 +1,11 @@
 """From samples to Figures: the one place that says what a percentile, a ratio and a verdict mean.
 
     speedup([-1.10, -1.12, -1.09, -1.11])       # log(candidate / baseline), one a round
-    decide([0.09, 0.08, 0.10, 0.09], math.log(1.05))        # "fail": slower than the limit
 
 The unit of a comparison is the round, a fresh pair of sessions: the memory layout of a session
 moves its speed by more than the error within it. The interval is a confidence sequence, the
-one-sided t-mixture e-process inverted, so it holds however often one looks and stops, and it
-cannot disagree with `decide`. Sources: Lai, "On confidence sequences" (1976), for the t-mixture;
+one-sided t-mixture e-process inverted, so it holds however often one looks and stops. The
+gate's own test is in core/evidence.py. Sources: Lai, "On confidence sequences" (1976), for the t-mixture;
 Wang and Ramdas, arXiv 2310.03722; Abramowitz and Stegun 26.7.3 for Student's distribution.
 Everything here is pure: numpy and the standard library, no clock.
 """
@@ -14,14 +13,11 @@ Everything here is pure: numpy and the standard library, no clock.
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from petra_deploy.core.outcome import Figure
-
-Verdict = Literal["fail", "pass", "open"]
 
 ALPHA = 0.05
 PHI = 2.0  # the mixture's scale: effects of about this many standard deviations of a round
@@ -149,17 +145,6 @@ def speedup(log_ratios: Sequence[float]) -> Figure:
         low, high = confidence_sequence(log_ratios)
         note = ""
     return Figure(value=value, unit="ratio", low=math.exp(-high), high=math.exp(-low), n=n, note=note)
-
-
-def decide(log_ratios: Sequence[float], gate: float, *, alpha: float = ALPHA) -> Verdict:
-    """Whether the mean log ratio lies above `gate` ("fail"), below it ("pass"), or not yet known.
-
-    May be asked after every round; either error stays at `alpha` / 2 for good. Several gates in
-    one build share alpha: give each its part. "open" after 20 rounds is the verdict inconclusive.
-    """
-    if e_value(log_ratios, gate) >= 2 / alpha:
-        return "fail"
-    return "pass" if e_value([-x for x in log_ratios], -gate) >= 2 / alpha else "open"
 
 
 def e_value(values: Sequence[float], bound: float) -> float:

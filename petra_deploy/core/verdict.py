@@ -3,10 +3,10 @@
     gates = share(latency=0.05, batches=(1, 16), drop=0.5)      # three tested gates: alpha / 3 each
     judge(comparison)                                           # its Verdicts
 
-Latency is decided by the anytime-valid test of core/stats.py on one log ratio a round, new over base. The interval
+Latency is decided by the anytime-valid test of core/evidence.py on one log ratio a round, new over base. The interval
 shown is that test inverted, so that text and verdict cannot disagree, and one may look after every round. A long call
 is preempted more often than a short one, so on a shared core the clock is unkind to the slower engine: rounds in which
-other programs took the core are judged by processor time, the interval spans the mean of processor time in any case,
+other programs took the core are judged by processor time, the interval spans the middle of processor time in any case,
 and a verdict that it denies is inconclusive. Sizes are counted, and take no part of alpha.
 """
 
@@ -15,8 +15,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
+from petra_deploy.core import evidence, stats
 from petra_deploy.core import rounds as records
-from petra_deploy.core import stats
 from petra_deploy.core.comparison import Comparison, Decision, Gate, Record, Verdict
 from petra_deploy.core.outcome import Figure
 
@@ -55,12 +55,12 @@ def of_latency(gate: Gate, rounds: Sequence[Record]) -> Verdict:
         return Verdict(gate=gate, verdict="inconclusive", figure=Figure(value=None, unit="ratio", n=0),
                        why="no round was measured")  # fmt: skip
     (logs, taken), limit = records.fair_log_ratios(rounds, batch), math.log1p(gate.limit)
-    mean = statistics.fmean(logs)
+    middle = statistics.median(logs)
     if len(logs) < stats.FEWEST_ROUNDS:
-        figure = Figure(value=math.exp(mean), unit="ratio", n=len(logs), note=f"needs {stats.FEWEST_ROUNDS} rounds")
+        figure = Figure(value=math.exp(middle), unit="ratio", n=len(logs), note=f"needs {stats.FEWEST_ROUNDS} rounds")
         return Verdict(gate=gate, verdict="inconclusive", figure=figure, why="too few rounds for a verdict")
-    low, high = stats.confidence_sequence(logs, alpha=gate.alpha)
-    decided = stats.decide(logs, limit, alpha=gate.alpha)
+    low, high = evidence.interval(logs, alpha=gate.alpha)
+    decided = evidence.decide(logs, limit, alpha=gate.alpha)
     verdict: Decision = "inconclusive" if decided == "open" else decided
     why = ""
     note = f"contended: {taken} of {len(logs)} rounds by processor time" if taken else ""
@@ -69,10 +69,10 @@ def of_latency(gate: Gate, rounds: Sequence[Record]) -> Verdict:
         if (verdict == "fail" and processor <= limit) or (verdict == "pass" and processor >= limit):
             verdict = "inconclusive"
             why = (
-                f"the clock says {math.exp(mean):.3f} and processor time {math.exp(processor):.3f}: other programs "
+                f"the clock says {math.exp(middle):.3f} and processor time {math.exp(processor):.3f}: other programs "
                 "took the core; compare again on a quieter machine"
             )
-    figure = Figure(value=math.exp(mean), unit="ratio", low=_exp(low), high=_exp(high), n=len(logs), note=note)
+    figure = Figure(value=math.exp(middle), unit="ratio", low=_exp(low), high=_exp(high), n=len(logs), note=note)
     return Verdict(gate=gate, verdict=verdict, figure=figure, why=why or _said(verdict, figure, gate))
 
 
