@@ -92,8 +92,20 @@ class Named:
 
 def again(path: Path) -> Comparison:
     """The comparison in a file, judged anew from its rounds. Raises BadInput where it is none."""
-    found = files.read_json(path, Comparison)
-    return replace(found, verdicts=judge(found))
+    data = files.parse_json(path) if path.suffix == ".json" else {}
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if schema != "petra-deploy/comparison/1":
+        later = str(schema).startswith("petra-deploy/comparison/")
+        raise BadInput(
+            f"{path} is a comparison of a later version" if later else f"there is nothing to compare {path} with",
+            "upgrade petra-deploy" if later else "name two engines; a file of `compare --save` alone is judged again",
+        )
+    found = files.decode(data, Comparison, str(path))
+    try:
+        return replace(found, verdicts=judge(found))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise BadInput(f"{path} holds rounds that cannot be judged: {type(error).__name__}: {error}",
+                       "compare the engines again") from None  # fmt: skip
 
 
 def compare(base: Path, new: Path, asked: Asked, logs: Path, on_event: OnEvent) -> Compared:

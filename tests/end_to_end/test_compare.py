@@ -125,6 +125,18 @@ def test_what_cannot_be_compared_is_told_with_exit_2(place, nets, base, new, sai
     assert "Traceback" not in done.err
 
 
+def test_one_engine_alone_and_a_torn_record_are_told(place, nets):
+    for name, said in (("six.onnx", "nothing to compare"), ("cut.json", "cannot be judged"), ("late.json", "later")):
+        (nets / "late.json").write_text('{"schema": "petra-deploy/comparison/2"}')
+        kept = json.loads((nets / "gate.json").read_text())
+        del kept["rounds"][0]["batches"]["1"]["candidate"]["hot_ns"]
+        (nets / "cut.json").write_text(json.dumps(kept))
+        done = place.petra("compare", nets / name)
+        assert done.code == 2
+        assert said in done.err
+        assert "Traceback" not in done.err
+
+
 @pytest.fixture(scope="module")
 def profile(place, nets):
     (nets / "gone.onnx").write_bytes((nets / "six.onnx").read_bytes())
