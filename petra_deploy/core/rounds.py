@@ -60,18 +60,37 @@ def log_ratios(rounds: Sequence[Record], batch: str, clock: str = "hot_ns") -> l
 
 
 def fair_log_ratios(rounds: Sequence[Record], batch: str) -> tuple[list[float], int]:
-    """The same, by processor time in rounds in which other programs took the core; and how many those are.
+    """One log(candidate / baseline) a round, fair on a machine that is not quiet; and in how many the core was taken.
 
-    Where a call lasts as long as a time slice the clock's median jumps between calls that were preempted and calls that
-    were not. Processor time does not, and is the same as the clock's where the core is free. One thread only.
+    Of each pair of runs that followed one another the log ratio of their median calls, and of these the median: where a
+    machine is slow for part of a round, both runs of a pair are. (The medians of all calls would jump between the slow
+    and the fast part.) In rounds in which other programs took the core it is made of processor time, since the clock's
+    median jumps too where a call lasts as long as a time slice. Processor time is of one thread only.
     """
-    walls = log_ratios(rounds, batch)
-    if not rounds or rounds[0]["threads"] != 1:
-        return walls, 0
     measured = [one["batches"][batch] for one in rounds if batch in one["batches"]]
+    if not measured or rounds[0]["threads"] != 1:
+        return [_paired(calls, "hot_ns") for calls in measured], 0
     taken = [_taken(calls) for calls in measured]
-    works = log_ratios(rounds, batch, "cpu_ns")
-    return [work if away else wall for wall, work, away in zip(walls, works, taken, strict=True)], sum(taken)
+    return [_paired(c, "cpu_ns" if away else "hot_ns") for c, away in zip(measured, taken, strict=True)], sum(taken)
+
+
+def _paired(calls: Record, clock: str) -> float:
+    """Of one round; with yardsticks, of each side against its own."""
+    if sticks := calls.get("yardsticks"):
+        candidate = _of_pairs(calls["candidate"], sticks["candidate"], clock)
+        return candidate - _of_pairs(calls["baseline"], sticks["baseline"], clock)
+    return _of_pairs(calls["candidate"], calls["baseline"], clock)
+
+
+def _of_pairs(one: Record, other: Record, clock: str) -> float:
+    pairs = zip(_middles(one, clock), _middles(other, clock), strict=False)
+    return statistics.median(math.log(a / b) for a, b in pairs)
+
+
+def _middles(side: Record, clock: str) -> list[float]:
+    """The median call of each run; a run has one first call."""
+    runs = np.array_split(np.asarray(side[clock], dtype=np.float64), max(1, len(side.get("first_ns", ()))))
+    return [max(float(np.median(run)), 1.0) for run in runs if len(run)]
 
 
 def _taken(calls: Record) -> bool:
@@ -120,7 +139,7 @@ def processor_ratio(rounds: Sequence[Record], batch: str) -> float | None:
     """The middle log(candidate / baseline) by processor time; None where that is not all work (threads, a GPU)."""
     if rounds[0]["threads"] != 1:
         return None
-    return statistics.median(log_ratios(rounds, batch, "cpu_ns"))
+    return statistics.median(_paired(one["batches"][batch], "cpu_ns") for one in rounds if batch in one["batches"])
 
 
 def _speedup(rounds: Sequence[Record], batch: str) -> Figure:

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from petra_deploy.core.rounds import drift, figures, log_ratios
+from petra_deploy.core.rounds import drift, fair_log_ratios, figures, log_ratios
 
 
 def make_rounds(n: int, candidate_us: float, baseline_us: float, *, cpu: float = 1.0, slope: float = 0.0) -> list[Any]:
@@ -74,3 +74,24 @@ def test_a_drift_in_every_round_is_recorded_and_said() -> None:
 def test_with_several_threads_processor_time_is_no_measure_of_contention() -> None:
     rounds = [{**one, "threads": 2} for one in make_rounds(4, 100, 100, cpu=3.0)]
     assert figures(rounds).warnings == ()
+
+
+def test_a_machine_that_is_slow_for_part_of_a_round_does_not_move_the_ratio_of_pairs() -> None:
+    """Eleven pairs of runs, six of them at half speed; one run of the candidate falls on the change."""
+    base = [1_000_000] * 5 + [2_000_000] * 6
+    new = [1_080_000] * 4 + [2_160_000] * 7  # the fifth was slow already: medians of all calls say 2.16
+    calls = {}
+    for side, runs in (("baseline", base), ("candidate", new)):
+        every = [time for time in runs for _ in range(10)]
+        calls[side] = {"first_ns": runs, "hot_ns": every, "cpu_ns": every}
+    (ratio,), taken = fair_log_ratios([{"threads": 1, "batches": {"1": calls}}], "1")
+    assert taken == 0
+    assert math.exp(ratio) == pytest.approx(1.08)
+
+
+def test_rounds_of_several_threads_or_of_a_device_are_judged_by_the_clock() -> None:
+    slow = {"first_ns": [1], "hot_ns": [2_000_000] * 5, "cpu_ns": [1_000_000] * 5}
+    calls = {"baseline": {**slow, "hot_ns": [1_000_000] * 5}, "candidate": slow}
+    for threads, ratio, count in ((1, 1.0, 1), (2, 2.0, 0), (0, 2.0, 0)):
+        found, taken = fair_log_ratios([{"threads": threads, "batches": {"1": calls}}], "1")
+        assert (math.exp(found[0]), taken) == (pytest.approx(ratio), count)
