@@ -1,6 +1,6 @@
 """How far the gate of `petra-deploy compare` can be trusted: false alarms, power, coverage, cost.
 
-    python benchmarks/gate.py --json            # the quick form, ten minutes; --full takes over an hour
+    python benchmarks/gate.py --json            # the quick form, under ten minutes; --full takes half an hour
     python benchmarks/gate.py --only equal --only cost
 
 Comparisons are the real thing (worker/measure/duel.py on ONNX Runtime sessions, a fresh pair a round, 5% gate), each
