@@ -96,6 +96,8 @@ def compare(
     """
     if new is None:
         return Compared(_compare.again(Path(base)), ())
+    if save is not None:
+        files.writable(Path(save))
     name, there = place(target or "cpu", remote, remote_python)
     gates = share(
         latency=parse_share(fail_above), batches=batches, drop=fail_drop_above,

@@ -1,5 +1,6 @@
 """`petra-deploy compare`: a gate on latency, size and metric between two engines."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -81,6 +82,8 @@ def command(strict: bool, junit: str | None, markdown: str | None, as_json: bool
     from petra_deploy.driver.report import compare as report
     from petra_deploy.measuring import compare
 
+    for path in filter(None, (junit, markdown)):
+        files.writable(Path(path))
     with Console(quiet=quiet) as console:
         result = compare(**given, on_event=console)
     if junit:

@@ -135,6 +135,13 @@ def write_text(path: Path, text: str) -> None:
             temporary.unlink()
 
 
+def writable(path: Path) -> None:
+    """Asked before minutes are spent on what goes there. Raises BadInput where no file can be written to `path`."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise BadInput(f"{path} cannot be written", "name a file in a folder of yours")
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames inside `folder` durable."""
     handle = os.open(folder, os.O_RDONLY)

@@ -128,10 +128,10 @@ def contended(rounds: Sequence[Record], batch: str) -> tuple[float, float] | Non
     the smaller engine by far more than the rounds scatter. With several threads processor time
     says nothing of the kind.
     """
-    processor = processor_ratio(rounds, batch)
-    if processor is None:
+    if rounds[0]["threads"] != 1:
         return None
-    wall, cpu = -statistics.median(log_ratios(rounds, batch)), -processor
+    wall = -statistics.fmean(log_ratios(rounds, batch))
+    cpu = -statistics.fmean(log_ratios(rounds, batch, "cpu_ns"))
     return (math.exp(wall), math.exp(cpu)) if abs(wall - cpu) > _CPU_DIFFERENCE else None
 
 

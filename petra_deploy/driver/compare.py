@@ -20,7 +20,7 @@ from petra_deploy.core.errors import BadInput
 from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.job import Compare, Limits, Scored
 from petra_deploy.core.outcome import Budget, Engine, Figure
-from petra_deploy.core.profile import Profile, Wanted
+from petra_deploy.core.profile import Profile, Scenario, Wanted
 from petra_deploy.core.request import Remote, Request
 from petra_deploy.core.verdict import judge
 from petra_deploy.core.workload import ModelSource
@@ -80,8 +80,9 @@ class Named:
     profile: Profile | None
 
     def take(self, place: Place, session: Session, asked: Asked) -> Subject:
-        subject = take(self.there, place, session, asked.rows, runtime=asked.runtime)
-        if self.profile is None or asked.runtime or self.profile.engine.runtime != subject.target.runtime:
+        recorded = "" if self.profile is None else self.profile.engine.runtime
+        subject = take(self.there, place, session, asked.rows, runtime=asked.runtime or recorded)
+        if self.profile is None or recorded != subject.target.runtime:
             return subject
         return replace(subject, settings=self.profile.engine.settings)
 
@@ -242,22 +243,29 @@ def _of_records(base: Profile, new: Profile, asked: Asked) -> Comparison:
 def _side_by_side(base: Profile, new: Profile, asked: Asked, *, through_yardstick: bool) -> tuple[Record, ...]:
     made: list[Record] = []
     for gate in _timed(asked.gates):
-        sides = [profile.scenario("single-stream", gate.batch, asked.threads) for profile in (base, new)]
-        for profile, side in zip((base, new), sides, strict=True):
-            if side is None:
-                raise BadInput(
-                    f"the profile of {profile.engine.name} has no single stream of batch {gate.batch}",
-                    f"record it with `petra-deploy bench ENGINE --batch {gate.batch} --save FILE.json`",
-                )
-        before, after = (side.rounds for side in sides if side is not None)
-        for index, (b, n) in enumerate(zip(before, after, strict=False)):
+        before = _stream(base, gate.batch, asked.threads)
+        after = _stream(new, gate.batch, before.threads)
+        threads = 0 if new.measured.machine.get("gpus") else before.threads  # as worker/jobs/compare.py counts them
+        for index, (b, n) in enumerate(zip(before.rounds, after.rounds, strict=False)):
             if index == len(made):
-                made.append({"threads": 1, "batches": {}})
+                made.append({"threads": threads, "batches": {}})
             calls = {"baseline": b["engine"], "candidate": n["engine"]}
             if through_yardstick:
                 calls["yardsticks"] = {"baseline": b["yardstick"], "candidate": n["yardstick"]}
             made[index]["batches"][str(gate.batch)] = calls
     return tuple(made)
+
+
+def _stream(profile: Profile, batch: int, threads: int | None) -> Scenario:
+    """The single stream of this batch size and these threads. Raises BadInput where the profile has none."""
+    found = profile.scenario("single-stream", batch, threads)
+    if found is None:
+        of = f"batch {batch}" + (f" and {threads} thread(s)" if threads else "")
+        raise BadInput(
+            f"the profile of {profile.engine.name} has no single stream of {of}",
+            f"record it with `petra-deploy bench ENGINE --batch {batch} --threads {threads or 1} --save FILE.json`",
+        )
+    return found
 
 
 def _versions(base: Profile, new: Profile) -> tuple[str, ...]:

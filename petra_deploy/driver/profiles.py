@@ -41,9 +41,7 @@ def writable(path: Path) -> None:
     """Asked before a minute is spent. Raises BadInput where no profile can be written to `path`."""
     if not is_profile(path):
         raise BadInput(f"{path} is not the name of a profile", "name it like --save model.json")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise BadInput(f"{path} cannot be written", "name a file in a folder of yours")
+    files.writable(path)
 
 
 def write(path: Path, profile: Profile) -> None:

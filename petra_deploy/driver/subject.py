@@ -76,22 +76,26 @@ def take(path: Path, place: Place, session: Session, rows: Rows, *, runtime: str
     sha256 = digest_file(model)
     folder = model.parent
     manifest = verify(folder) if (folder / "manifest.json").is_file() and path != model else None
-    target, settings = place.target, dict[str, object]()
-    if manifest is not None:
-        served = runtime or manifest.runtime.name
-        target = on(target, served) if served in (target.runtime, *target.other_runtimes) else target
-        settings = dict(manifest.runtime.settings) if manifest.runtime.name == target.runtime else {}
+    target, settings, notes = place.target, dict[str, object](), tuple[str, ...]()
+    if runtime:
+        target = on(target, runtime)
+    elif manifest is not None and manifest.runtime.name in target.other_runtimes:
+        target = on(target, manifest.runtime.name)
+    if manifest is not None and manifest.runtime.name == target.runtime:
+        settings = dict(manifest.runtime.settings)
+    elif manifest is not None:
+        notes = (f"{path} ships with {manifest.runtime.name}: here {target.runtime} serves it, with its own settings",)
     subject = partial(Subject, path=path, model=model, sha256=sha256, target=target, settings=settings)
     if manifest is not None and rows.data == DataSource():
         signature = Signature(inputs=manifest.inputs, outputs=manifest.outputs)
         split = made_up(manifest.example_inputs, signature, session.store)
-        return subject(graph=graph_of(model, signature, session.store), split=split, manifest=manifest)
+        return subject(graph=graph_of(model, signature, session.store), split=split, manifest=manifest, notes=notes)
     adopted = session.must(
         Adopt(model=str(model.absolute()), data=rows.data, inputs=rows.inputs, metric=rows.metric,
               limits=session.limits())
     )  # fmt: skip
     return subject(graph=adopted.graph, split=adopted.split, metric=adopted.metric, manifest=manifest,
-                   notes=adopted.notes)  # fmt: skip
+                   notes=(*notes, *adopted.notes))  # fmt: skip
 
 
 def engine_of(subject: Subject, session: Session, *, threads: int | None = None) -> Engine:

@@ -125,6 +125,15 @@ def test_what_cannot_be_compared_is_told_with_exit_2(place, nets, base, new, sai
     assert "Traceback" not in done.err
 
 
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(place, nets):
+    (nets / "file").write_text("in the way")
+    for option in ("--save", "--junit", "--markdown"):
+        done = place.petra("compare", nets / "six.onnx", nets / "twelve.onnx", option, "run-nets/file/gate.json")
+        assert done.code == 2
+        assert "cannot be written" in done.err
+        assert "measuring" not in done.err
+
+
 def test_one_engine_alone_and_a_torn_record_are_told(place, nets):
     for name, said in (("six.onnx", "nothing to compare"), ("cut.json", "cannot be judged"), ("late.json", "later")):
         (nets / "late.json").write_text('{"schema": "petra-deploy/comparison/2"}')
@@ -151,6 +160,18 @@ def test_a_profile_stands_for_its_engine_which_is_measured_anew(place, nets, pro
     assert done.code == 1, done.err
     assert done.json["paired"] is True
     assert done.json["base"]["name"] == "gone.onnx"
+
+
+def test_a_profile_stands_for_the_runtime_and_the_threads_it_was_made_with(place, nets):
+    done = place.petra("bench", nets / "six.onnx", "--scenario", "single-stream", "--batch", 1, "--rounds", 5,
+                       "--threads", 2, "--runtime", "openvino", "--time", "15s", "--save", "run-nets/two.json",
+                       "--quiet")  # fmt: skip
+    assert done.code == 0, done.err
+    base = place.petra("compare", "run-nets/two.json", nets / "six.onnx", "--json").json["base"]
+    assert (base["runtime"], base["settings"]["threads"]) == ("openvino", 2)
+    refused = place.petra("compare", "run-nets/two.json", "run-nets/gone.json", "--recorded")
+    assert refused.code == 2
+    assert "2 thread(s)" in refused.err
 
 
 def test_where_the_engine_has_gone_its_record_is_compared_through_the_yardstick(place, nets, profile):
