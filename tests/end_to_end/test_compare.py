@@ -43,10 +43,16 @@ def nets(place):
     return folder
 
 
-def test_a_slower_engine_fails_with_exit_1_and_says_so_in_every_form(place, nets):
-    done = place.petra("compare", nets / "six.onnx", nets / "twelve.onnx", "--fail-size-above", "10%", "--json",
+@pytest.fixture(scope="module")
+def slower(place, nets):
+    """Twelve layers against six; leaves gate.json, gate.xml and gate.md."""
+    return place.petra("compare", nets / "six.onnx", nets / "twelve.onnx", "--fail-size-above", "10%", "--json",
                        "--save", "run-nets/gate.json", "--junit", "run-nets/gate.xml",
                        "--markdown", "run-nets/gate.md")  # fmt: skip
+
+
+def test_a_slower_engine_fails_with_exit_1_and_says_so_in_every_form(place, nets, slower):
+    done = slower
     assert done.code == 1, done.err
     said = done.json
     assert said["verdict"] == "fail"
@@ -134,7 +140,7 @@ def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(pla
         assert "measuring" not in done.err
 
 
-def test_one_engine_alone_and_a_torn_record_are_told(place, nets):
+def test_one_engine_alone_and_a_torn_record_are_told(place, nets, slower):
     for name, said in (("six.onnx", "nothing to compare"), ("cut.json", "cannot be judged"), ("late.json", "later")):
         (nets / "late.json").write_text('{"schema": "petra-deploy/comparison/2"}')
         kept = json.loads((nets / "gate.json").read_text())
