@@ -32,7 +32,11 @@ def decide(logs: Sequence[float], limit: float, *, alpha: float = stats.ALPHA) -
 
 def interval(logs: Sequence[float], *, alpha: float = stats.ALPHA) -> tuple[float, float]:
     """All limits that `decide` leaves open, at any time; the median is one of them."""
-    return _lower_bound(logs, 2 / alpha), -_lower_bound([-x for x in logs], 2 / alpha)
+    middle, turned, enough = statistics.median(logs), [-x for x in logs], 2 / alpha
+    return (
+        stats.greatest_bound(logs, enough, e_value, middle),
+        -stats.greatest_bound(turned, enough, e_value, -middle),
+    )
 
 
 def e_value(values: Sequence[float], bound: float) -> float:
@@ -48,17 +52,3 @@ def sign_e_value(above: int, n: int) -> float:
     The integral over p from 1/2 to 1 of 2 (2p)^above (2 (1 - p))^(n - above), in closed form.
     """
     return sum(math.comb(n + 1, i) for i in range(above + 1)) / ((n + 1) * math.comb(n, above))
-
-
-def _lower_bound(values: Sequence[float], threshold: float) -> float:
-    """The greatest bound that the values exceed with evidence `threshold`; the evidence falls as it rises."""
-    middle, step = statistics.median(values), 1e-4
-    while e_value(values, middle - step) < threshold:
-        step *= 2
-        if step > 1e3:  # no bound, however low, is exceeded
-            return -math.inf
-    low, high = middle - step, middle
-    for _ in range(60):
-        between = (low + high) / 2
-        low, high = (between, high) if e_value(values, between) >= threshold else (low, between)
-    return low

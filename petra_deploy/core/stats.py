@@ -12,7 +12,7 @@ Everything here is pure: numpy and the standard library, no clock.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -165,7 +165,8 @@ def e_value(values: Sequence[float], bound: float) -> float:
 
 def confidence_sequence(values: Sequence[float], *, alpha: float = ALPHA) -> tuple[float, float]:
     """All means that `e_value` does not reject from either side, at any time."""
-    return _lower_bound(values, 2 / alpha), -_lower_bound([-x for x in values], 2 / alpha)
+    mean, turned = statistics.fmean(values), [-x for x in values]
+    return greatest_bound(values, 2 / alpha, e_value, mean), -greatest_bound(turned, 2 / alpha, e_value, -mean)
 
 
 def t_interval(values: Sequence[float], *, alpha: float = ALPHA) -> tuple[float, float]:
@@ -209,17 +210,22 @@ def t_quantile(p: float, dof: int) -> float:
     return high
 
 
-def _lower_bound(values: Sequence[float], threshold: float) -> float:
-    """The greatest bound that the values exceed with evidence `threshold`; e_value falls with it."""
-    mean, step = statistics.fmean(values), 1e-4
-    while e_value(values, mean - step) < threshold:
+def greatest_bound(
+    values: Sequence[float], threshold: float, evidence: Callable[[Sequence[float], float], float], inside: float
+) -> float:
+    """The greatest bound that `values` exceed with evidence `threshold`, which falls as the bound rises.
+
+    `inside` is a bound that they do not exceed so surely. -inf where no bound, however low, is exceeded.
+    """
+    step = 1e-4
+    while evidence(values, inside - step) < threshold:
         step *= 2
-        if step > 1e3:  # no bound, however low, is exceeded
+        if step > 1e3:
             return -math.inf
-    low, high = mean - step, mean
+    low, high = inside - step, inside
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if e_value(values, middle) >= threshold else (low, middle)
+        low, high = (middle, high) if evidence(values, middle) >= threshold else (low, middle)
     return low
 
 
