@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from petra_deploy.core import machine, registry, tails
-from petra_deploy.core.extension import Backend, Runner
+from petra_deploy.core import machine, tails
+from petra_deploy.core.extension import Runner
 from petra_deploy.core.job import Bench
-from petra_deploy.core.outcome import Engine
 from petra_deploy.core.profile import Benched, Record, Scenario
 from petra_deploy.core.samples import Samples
 from petra_deploy.worker.context import Context
+from petra_deploy.worker.jobs import measure
 from petra_deploy.worker.jobs.measure import batch_sizes, make_feeds
 from petra_deploy.worker.measure import energy, preflight, scenarios, server, yardstick
 from petra_deploy.worker.measure.lock import exclusive
@@ -29,8 +29,7 @@ def run(job: Bench, context: Context) -> Benched:
     """Raises Problem where the engine cannot run."""
     rows = Samples.open(context.store.path(job.split.key))
     sizes = batch_sizes(job.engine, job.batches)
-    asked = job.engine.settings.get("threads", 1)
-    threads = asked if isinstance(asked, int) else 1
+    threads = measure.threads_of(job.engine)
     meter, energy_of = energy.find(job.target.device)
     with exclusive(context.store.root, job.target.device, context.log), preflight.pinned(threads) as core:
         starts = _starts(job, make_feeds(rows, job.engine, sizes[0]), context)
@@ -56,7 +55,7 @@ def run(job: Bench, context: Context) -> Benched:
 def _scenarios(
     job: Bench, rows: Samples, sizes: Sequence[int], effort: scenarios.Effort, context: Context
 ) -> tuple[Scenario, ...]:  # fmt: skip
-    opener, dynamic = _opener(job.engine, context), job.engine.signature.dynamic_batch
+    opener, dynamic = measure.opener(job.engine, context), job.engine.signature.dynamic_batch
     made: list[Scenario] = []
 
     def add(name: Any, batch: int, settings: dict[str, object], rounds: Sequence[Record]) -> None:
@@ -96,12 +95,6 @@ def _p50(made: Sequence[Scenario], opener: Callable[[int], Runner], feeds: Any, 
     brief = replace(effort, rounds=1, meter=None)
     rounds = scenarios.streamed(opener, feeds, brief, rows=1)
     return float(statistics.median(rounds[0]["engine"]["hot_ns"])) / 1e6
-
-
-def _opener(engine: Engine, context: Context) -> Callable[[int], Runner]:
-    backend: Backend = registry.find("backend", engine.backend)
-    folder = context.store.path(engine.key)
-    return lambda seed: backend.open(folder, engine.settings, seed=seed)
 
 
 def _starts(job: Bench, feeds: Any, context: Context) -> list[Record]:

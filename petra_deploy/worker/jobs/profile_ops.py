@@ -21,7 +21,7 @@ from petra_deploy.core.operators import OpsProfile, Profiled
 from petra_deploy.core.outcome import Engine
 from petra_deploy.core.samples import Samples
 from petra_deploy.worker.context import Context
-from petra_deploy.worker.jobs.measure import batch_sizes, make_feeds
+from petra_deploy.worker.jobs.measure import batch_sizes, make_feeds, threads_of
 from petra_deploy.worker.measure import preflight
 from petra_deploy.worker.measure.calls import timed_both_us, timed_us
 from petra_deploy.worker.measure.lock import exclusive
@@ -39,19 +39,19 @@ def run(job: ProfileOps, context: Context) -> Profiled:
     batch = batch_sizes(job.engine, (job.batch,))[0]
     samples = Samples.open(context.store.path(job.split.key))
     feeds = [make_feeds(samples, engine, batch) for engine in engines]
-    threads = max(_threads(engine) for engine in engines)
+    threads = max(threads_of(engine) for engine in engines)
     alone = threads == 1 and job.target.device == "cpu"  # the calling thread does all the work
     generator = np.random.default_rng(job.seed)
     rounds: list[list[Round]] = [[] for _ in engines]
     with exclusive(context.store.root, job.target.device, context.log), preflight.pinned(threads) as core:
-        before = preflight.state()
+        before = preflight.state(core)
         for _ in range(job.rounds):
             for side in map(int, generator.permutation(len(engines))):
                 seed = int(generator.integers(2**31))
                 rounds[side].append(
                     _round(backends[side], engines[side], feeds[side], job.seconds / 2, seed, alone, context)
                 )
-        after = preflight.state()
+        after = preflight.state(core)
     profiles = [_profile(engine, batch, found, context) for engine, found in zip(engines, rounds, strict=True)]
     noise = contended([found for one in rounds for found in one]) if alone else ""
     fingerprint = machine.fingerprint() | (machine.gpus() if job.target.device == "cuda" else {})
@@ -91,8 +91,3 @@ def _profiling(name: str) -> ModuleType:
         return backend
     able = [other for other in registry.names("backend") if hasattr(registry.find("backend", other), "profile")]
     raise Problem("unsupported", f"the backend {name} has no profiler", f"these have one: {', '.join(able)}")
-
-
-def _threads(engine: Engine) -> int:
-    threads = engine.settings.get("threads", 1)
-    return threads if isinstance(threads, int) else 1
