@@ -24,6 +24,7 @@ from petra_deploy.core.plan import Layout
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store
 from petra_deploy.core.workload import BATCH, MetricSpec, Signature, Split, TensorSpec, Workload
+from petra_deploy.worker.jobs._techniques import finders
 from petra_deploy.worker.model.adapter import Adapter, Call, flatten
 from petra_deploy.worker.model.layout import layout
 from petra_deploy.worker.workload.source import Source
@@ -95,7 +96,7 @@ class Case:
         )  # fmt: skip
 
     def layout(self) -> Layout:
-        return layout(self.adapter(), self.tensors(4), "module", self.signature())
+        return layout(self.adapter(), self.tensors(4), "module", self.signature(), finders())
 
     def signature(self) -> Signature:
         tensors = self.tensors(2)

@@ -1,6 +1,8 @@
 """Inspect: what the model is made of, and what each registered technique has to say to it.
 
-A technique module may define, beside its Protocol: `fixed(layout, target)`, options that the target
+A technique module may define, beside its Protocol: `KIND` and `groups(look)`, which finds its groups of that
+kind in a module (worker/model/layout.py), and `shrinker(model, example)`, by which Probe makes copies with one
+group of them made smaller; `fixed(layout, target)`, options that the target
 settles and the search does not turn; and `NEEDS_TRAINING = True`, without which it is offered even
 where there is no data to train on; `ORDER`, by which the search tries quantizers (lower first);
 and `SETTLED = True`, by which every candidate takes it.
@@ -18,6 +20,7 @@ from petra_deploy.core.samples import Samples
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Workload
 from petra_deploy.worker.context import Context
+from petra_deploy.worker.jobs._techniques import finders, loaded
 
 FORMS = {"onnx": ".onnx", "exported": ".pt2 (torch.export)", "torchscript": "TorchScript"}
 
@@ -26,12 +29,7 @@ def run(job: Inspect, context: Context) -> Inspected:
     layout = _layout(job.workload, context)
     offers: list[Offer] = []
     unavailable: dict[str, str] = {}
-    for name in registry.names("technique"):
-        try:
-            technique = registry.find("technique", name)
-        except ImportError as error:  # an extra is missing
-            unavailable[name] = f"its package is not installed: {error}"
-            continue
+    for name, technique in loaded(unavailable).items():
         reasons = _reasons(technique, layout, job.workload, job.target)
         if reasons:
             unavailable[name] = "; ".join(reasons)
@@ -62,7 +60,7 @@ def _layout(workload: Workload, context: Context) -> Layout:
     calibration = Samples.open(context.store.path(workload.calibration.key))
     example = example_of(calibration, workload.signature)
     try:
-        found = layout(model, example, workload.form, workload.signature)
+        found = layout(model, example, workload.form, workload.signature, finders())
     except Problem:
         raise
     except Exception as error:  # the user's forward

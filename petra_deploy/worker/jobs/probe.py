@@ -2,7 +2,8 @@
 
 A group's damage is the mean squared change of the first floating-point output over that output's
 variance, on calibration rows: 0 is none, from about 1 the output says nothing any more. It serves to
-rank groups. Channels and units are halved, the least important going first; blocks are passed through.
+rank groups. Each is made smaller by the technique that it belongs to: channels and units are halved, the least
+important going first; blocks are passed through.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,11 @@ from petra_deploy.core.plan import Group, Probed
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import Signature
 from petra_deploy.worker.context import Context
-from petra_deploy.worker.model import blocks, channels, recurrent, surgery, trial
+from petra_deploy.worker.jobs._techniques import Shrinkers
+from petra_deploy.worker.model import surgery, trial
 from petra_deploy.worker.model.export import example_of
-from petra_deploy.worker.model.importance import channel_scores, strongest, strongest_units
 from petra_deploy.worker.model.quiet import cause, quiet
-from petra_deploy.worker.model.trial import Tensors, Trial
+from petra_deploy.worker.model.trial import Tensors
 from petra_deploy.worker.training.device import resolve
 
 SECONDS = 15.0  # for the damages of all groups together
@@ -47,8 +47,8 @@ def run(job: Probe, context: Context) -> Probed:
         forward = _forward_seconds(model, tensors(calibration.first(BATCH), workload.signature))
         affordable = SECONDS / (len(job.layout.groups) + 1) / max(forward, 1e-9)
         rows = calibration.first(max(min(ROWS, int(affordable)), 8))
-        shrinker = Shrinker(model, example_of(calibration, workload.signature))
-        damages = damage(model, job.layout.groups, shrinker, rows, workload.signature, context.log)
+        shrinkers = Shrinkers(model, example_of(calibration, workload.signature))
+        damages = damage(model, job.layout.groups, shrinkers, rows, workload.signature, context.log)
         train = None
         if workload.train is not None:
             batch = tensors(Samples.open(context.store.path(workload.train.key)).first(BATCH), workload.signature)
@@ -56,46 +56,10 @@ def run(job: Probe, context: Context) -> Probed:
     return Probed(sensitivity=damages, train_seconds_per_row=train, forward_seconds_per_row=forward)
 
 
-@dataclass
-class Shrinker:
-    """Makes copies of `model` in which one group is shrunk."""
-
-    model: nn.Module
-    example: Tensors
-
-    def __post_init__(self) -> None:
-        self._trial = Trial(self.model, self.example)
-        self._channels: dict[str, surgery.Coupling] | None = None
-
-    def without(self, group: Group) -> nn.Module:
-        """A copy with half of the group's channels or units, or without the block.
-
-        Raises LookupError for a group that the model does not have.
-        """
-        small = surgery.twin(self.model)
-        if group.kind == "channels":
-            if self._channels is None:
-                proposed = channels.propose(self.model, self.example)
-                self._channels = {found.name: found for found in proposed.groups}
-            coupling = self._channels[group.name]
-            scores = channel_scores(self.model, coupling, "magnitude_l2", 0)
-            surgery.keep(small, {coupling: strongest(scores, math.ceil(group.width / 2))})
-        elif group.kind == "units":
-            found = recurrent.recurrence(self.model, group.name, self._trial)
-            if isinstance(found, str):
-                raise LookupError(found)
-            recurrent.cut(small, {found: strongest_units(self.model, found, math.ceil(group.width / 2))})
-        elif group.kind == "block":
-            blocks.take_out(small, [group.name], self.example)
-        else:
-            raise LookupError(f"groups of kind {group.kind} are not known here")
-        return small
-
-
 def damage(
     model: nn.Module,
     groups: tuple[Group, ...],
-    shrinker: Shrinker,
+    shrinkers: Shrinkers,
     rows: Samples,
     signature: Signature,
     log: Callable[[str], None],
@@ -112,7 +76,7 @@ def damage(
             missed.append(name)
             continue
         try:
-            found[name] = divergence(reference, _answers(shrinker.without(group), rows, signature))
+            found[name] = divergence(reference, _answers(shrinkers.without(group), rows, signature))
         except Exception as error:  # the model's own forward; its rank is then unknown
             log(f"{name} could not be probed: {cause(error)}")
             missed.append(name)

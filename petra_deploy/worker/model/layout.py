@@ -1,63 +1,68 @@
 """What can be known of a model, as plain data: operators, sizes, and the groups that can be made smaller.
 
-    facts = layout(adapter, example, form="module", signature=signature)
+    facts = layout(adapter, example, form="module", signature=signature, finders=[prune.groups, ...])
     facts.of_kind("channels")        # what prune acts on
     facts.refused                    # {"channels/blocks.0.qkv": "the order of its channels matters ..."}
 
-Every group has been tried on a copy of the model: what is offered runs and keeps the outputs' shapes.
+Each technique that makes groups smaller finds them itself, and tries every one on a copy of the model:
+what is offered runs and keeps the outputs' shapes.
 """
 
 from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from petra_deploy.core.plan import Group, Layout
 from petra_deploy.core.workload import Form, Signature
-from petra_deploy.worker.model import adapter, blocks, channels, recurrent
+from petra_deploy.worker.model import adapter
 from petra_deploy.worker.model.costs import layer_macs
 from petra_deploy.worker.model.trial import Tensors, Trial
 
 FLOAT32 = 4  # bytes
 
 
-def layout(model: nn.Module, example: Tensors, form: Form, signature: Signature) -> Layout:
-    """`example`: one or more rows of each input, in the signature's order. `model` stays as it is."""
-    trial = Trial(model, example)
-    macs = layer_macs(model, trial.feeds[0])
-    coupled = channels.couplings(model, trial)
-    units = recurrent.recurrences(model, trial)
-    removable = blocks.removable(model, trial)
-    groups = [
-        Group(
-            name=group.name,
-            kind="channels",
-            width=group.width,
-            parameters=sum(_parameters(model, name) for name in set(group.makers)),
-            macs=sum(macs.get(name, 0) for name in set(group.makers)),
-        )
-        for group in coupled.groups
-    ]
-    groups += [
-        Group(
-            name=found.name,
-            kind="units",
-            width=found.width,
-            parameters=_parameters(model, found.name),
-            macs=macs.get(found.name, 0),
-        )
-        for found in units.groups
-    ]
-    groups += [
-        Group(
+@dataclass(frozen=True)
+class Found:
+    """What a technique found in a model: its groups, and why other parts must stay as they are."""
+
+    groups: tuple[Group, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)  # name -> reason
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a finder gets: the model, a Trial of it, and the multiply-accumulates of its layers, a sample."""
+
+    model: nn.Module
+    trial: Trial
+    macs: dict[str, int]
+    signature: Signature
+
+    def group(self, name: str, kind: str, width: int, layers: Iterable[str]) -> Group:
+        """A group that is made of these layers, all in them, or of parameters that no layer owns."""
+        names = set(layers)
+        return Group(
             name=name,
-            kind="block",
-            width=1,
-            parameters=_parameters(model, name),
-            macs=sum(m for layer, m in macs.items() if layer.startswith(f"{name}.")),
+            kind=kind,
+            width=width,
+            parameters=sum(_parameters(self.model, layer) for layer in names),
+            macs=sum(macs for layer, macs in self.macs.items() if any(f"{layer}.".startswith(f"{n}.") for n in names)),
         )
-        for name in removable.names
-    ]
-    reasons = {"channels": coupled.refused, "units": units.refused, "block": removable.refused}
+
+
+Finder = Callable[[Look], Found]
+
+
+def layout(model: nn.Module, example: Tensors, form: Form, signature: Signature, finders: dict[str, Finder]) -> Layout:
+    """`example`: one or more rows of each input, in the signature's order; `finders`: kind of group -> what finds it.
+
+    `model` stays as it is.
+    """
+    trial = Trial(model, example)
+    look = Look(model, trial, layer_macs(model, trial.feeds[0]), signature)
+    found = {kind: finder(look) for kind, finder in finders.items()}
     count = sum(p.numel() for p in model.parameters())
     return Layout(
         form=form,
@@ -65,8 +70,8 @@ def layout(model: nn.Module, example: Tensors, form: Form, signature: Signature)
         parameters=count,
         bytes=FLOAT32 * (count + sum(b.numel() for b in model.buffers() if b.is_floating_point())),
         operators=operators(model),
-        groups=tuple(groups),
-        refused={f"{kind}/{name}": why for kind, found in reasons.items() for name, why in found.items()},
+        groups=tuple(group for each in found.values() for group in each.groups),
+        refused={f"{kind}/{name}": why for kind, each in found.items() for name, why in each.refused.items()},
     )
 
 

@@ -7,24 +7,44 @@ Source: measured here (docs/measurements.md); compare LayerDrop, arXiv 1909.1155
     Step(technique="drop_blocks", options={"blocks": ["stages.0.1", "stages.3.1"]})
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
-from petra_deploy.core.plan import ActsOn
+from petra_deploy.core.plan import ActsOn, Group
 from petra_deploy.worker.model import adapter, blocks, surgery
 from petra_deploy.worker.model.export import example_of
-from petra_deploy.worker.model.trial import Trial
+from petra_deploy.worker.model.layout import Found, Look
+from petra_deploy.worker.model.trial import Tensors, Trial
 
 PHASE = Phase.SHRINK
 ACTS_ON: ActsOn = "module"
+KIND = "block"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Data):
     blocks: tuple[str, ...]  # names of blocks, as named_modules() gives them
+
+
+def groups(look: Look) -> Found:
+    """The blocks that the model runs without."""
+    found = blocks.removable(look.model, look.trial)
+    return Found(tuple(look.group(name, KIND, 1, [name]) for name in found.names), found.refused)
+
+
+def shrinker(model: nn.Module, example: Tensors) -> Callable[[Group], nn.Module]:
+    """What gives a copy of `model` without one block."""
+
+    def without(group: Group) -> nn.Module:
+        small = surgery.twin(model)
+        blocks.take_out(small, [group.name], example)
+        return small
+
+    return without
 
 
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:

@@ -8,7 +8,8 @@ Source: DepGraph, arXiv 2301.12900; torch-pruning finds the groups (worker/model
     Step(technique="prune", options={"ratios": {"conv1": 0.75}, "round_to": 16})
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,16 +18,18 @@ from torch import nn
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
-from petra_deploy.core.plan import ActsOn
+from petra_deploy.core.plan import ActsOn, Group
 from petra_deploy.worker.model import channels, surgery
 from petra_deploy.worker.model.blocks import gone
 from petra_deploy.worker.model.export import example_of
 from petra_deploy.worker.model.importance import Importance, channel_scores, rounded_width, strongest
+from petra_deploy.worker.model.layout import Found, Look
 from petra_deploy.worker.model.surgery import Coupling
 from petra_deploy.worker.model.trial import Tensors, Trial
 
 PHASE = Phase.SHRINK
 ACTS_ON: ActsOn = "module"
+KIND = "channels"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,25 @@ class Options(Data):
     ratios: dict[str, Annotated[float, Ge(0), Le(0.98)]]  # group name -> share of its channels to remove
     round_to: Annotated[int, Ge(1)] = 16  # new widths are multiples of this; narrow layers: of a part of it
     importance: Importance = "magnitude_l2"
+
+
+def groups(look: Look) -> Found:
+    """The groups of channels that hold when tried."""
+    found = channels.couplings(look.model, look.trial)
+    return Found(tuple(look.group(g.name, KIND, g.width, g.makers) for g in found.groups), found.refused)
+
+
+def shrinker(model: nn.Module, example: Tensors) -> Callable[[Group], nn.Module]:
+    """What gives a copy of `model` in which one group has lost half of its channels."""
+    couplings = {found.name: found for found in channels.propose(model, example).groups}
+
+    def halved(group: Group) -> nn.Module:
+        small = surgery.twin(model)
+        scores = channel_scores(model, couplings[group.name], "magnitude_l2", 0)
+        surgery.keep(small, {couplings[group.name]: strongest(scores, math.ceil(group.width / 2))})
+        return small
+
+    return halved
 
 
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ recurrent network (docs/measurements.md). Who reads a unit is found by trying: w
     Step(technique="shrink_rnn", options={"ratios": {"rnn": 0.75}, "round_to": 8})
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,22 +17,45 @@ from torch import nn
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
-from petra_deploy.core.plan import ActsOn
+from petra_deploy.core.plan import ActsOn, Group
 from petra_deploy.worker.model import recurrent, surgery
 from petra_deploy.worker.model.blocks import gone
 from petra_deploy.worker.model.export import example_of
 from petra_deploy.worker.model.importance import rounded_width, strongest_units
+from petra_deploy.worker.model.layout import Found, Look
 from petra_deploy.worker.model.recurrent import Kept, Recurrence
-from petra_deploy.worker.model.trial import Trial
+from petra_deploy.worker.model.trial import Tensors, Trial
 
 PHASE = Phase.SHRINK
 ACTS_ON: ActsOn = "module"
+KIND = "units"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Data):
     ratios: dict[str, Annotated[float, Ge(0), Le(0.98)]]  # recurrent layer -> share of its units to remove
     round_to: Annotated[int, Ge(1)] = 8  # new sizes are multiples of this
+
+
+def groups(look: Look) -> Found:
+    """The recurrent layers whose units can be removed."""
+    found = recurrent.recurrences(look.model, look.trial)
+    return Found(tuple(look.group(g.name, KIND, g.width, [g.name]) for g in found.groups), found.refused)
+
+
+def shrinker(model: nn.Module, example: Tensors) -> Callable[[Group], nn.Module]:
+    """What gives a copy of `model` in which one layer has lost half of its units."""
+    trial = Trial(model, example)
+
+    def halved(group: Group) -> nn.Module:
+        found = recurrent.recurrence(model, group.name, trial)
+        if isinstance(found, str):
+            raise LookupError(found)
+        small = surgery.twin(model)
+        recurrent.cut(small, {found: strongest_units(model, found, math.ceil(group.width / 2))})
+        return small
+
+    return halved
 
 
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:

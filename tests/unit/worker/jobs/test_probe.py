@@ -11,7 +11,8 @@ from petra_deploy.core.store import Store
 from petra_deploy.testing.case import case
 from petra_deploy.testing.inline import Inline
 from petra_deploy.worker.jobs import probe
-from petra_deploy.worker.jobs.probe import Shrinker, damage, divergence
+from petra_deploy.worker.jobs._techniques import Shrinkers
+from petra_deploy.worker.jobs.probe import damage, divergence
 from tests.models import CASES, ResNet
 
 RESIDUAL = case("residual", lambda: ResNet(blocks=(1, 2)), image=(3, 12, 12))  # every kind of block there is
@@ -38,7 +39,7 @@ def test_a_group_that_does_nothing_has_no_damage_and_others_have() -> None:
         case.module.blocks[2].body[7].bias.zero_()
     model = case.adapter()
     found = damage(
-        model, case.layout().groups, Shrinker(model, case.tensors(2)), case.samples(), case.signature(),
+        model, case.layout().groups, Shrinkers(model, case.tensors(2)), case.samples(), case.signature(),
         lambda line: None, seconds=600.0,
     )  # fmt: skip
     assert found["block/blocks.2"] < 1e-9
@@ -59,7 +60,7 @@ def test_groups_beyond_the_time_count_as_the_median_and_the_log_says_so() -> Non
     lines: list[str] = []
     groups = case.layout().groups
     found = damage(
-        case.adapter(), groups, Shrinker(case.adapter(), case.tensors(2)), case.samples(), case.signature(),
+        case.adapter(), groups, Shrinkers(case.adapter(), case.tensors(2)), case.samples(), case.signature(),
         lines.append, seconds=-1.0,
     )  # fmt: skip
     assert set(found) == {f"{g.kind}/{g.name}" for g in groups}

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from petra_deploy.core.workload import BATCH, Signature, TensorSpec
+from petra_deploy.worker.jobs._techniques import finders
 from petra_deploy.worker.model.adapter import Adapter
 from petra_deploy.worker.model.layout import layout
 from tests.models import CASES, Case
@@ -85,7 +86,7 @@ def test_channels_whose_order_matters_are_refused_with_the_reason(module: nn.Mod
         inputs=(TensorSpec(name="x", dtype="float32", shape=(BATCH, 4)),),
         outputs=(TensorSpec(name="output", dtype="float32", shape=(BATCH, 3)),),
     )
-    facts = layout(Adapter(module, ("x",)).eval(), (torch.randn(2, 4),), "module", signature)
+    facts = layout(Adapter(module, ("x",)).eval(), (torch.randn(2, 4),), "module", signature, finders())
     assert facts.of_kind("channels") == ()
     assert facts.refused["channels/first"]
 
@@ -111,7 +112,7 @@ def test_the_model_comes_out_as_it_went_in() -> None:
     case = CASES["torch_encoder"]()
     model = case.adapter()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    layout(model, case.tensors(4), "module", case.signature())
+    layout(model, case.tensors(4), "module", case.signature(), finders())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert not any(m._forward_hooks for m in model.modules())
     assert all("forward" not in vars(m) for m in model.modules())
@@ -142,5 +143,5 @@ def test_a_model_that_takes_one_batch_size_only_still_has_groups() -> None:
             return self.head(torch.relu(self.first(x.view(4, 6))))
 
     signature = Signature(inputs=(), outputs=())
-    facts = layout(Adapter(Fixed(), ("x",)).eval(), (torch.randn(4, 6),), "module", signature)
+    facts = layout(Adapter(Fixed(), ("x",)).eval(), (torch.randn(4, 6),), "module", signature, finders())
     assert [group.name for group in facts.groups] == ["first"]
