@@ -29,6 +29,7 @@ from petra_deploy.core.arguments import (
     out_folder,
     place,
     sampler_name,
+    technique_names,
 )
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.event import OnEvent, silent
@@ -90,6 +91,8 @@ def optimize(
     objective: Objective = "latency",
     trials: int | None = None,
     time: float | str | None = None,
+    with_techniques: Sequence[str] = (),
+    without_techniques: Sequence[str] = (),
     sampler: str = "cma",
     seed: int = 0,
     device: str = "auto",
@@ -108,7 +111,8 @@ def optimize(
     the target that is installed; `runtime` names one for the whole run, the baseline too. With `remote`,
     "user@host" or "host:port", engines are built, run and measured on that machine over ssh, by its
     `remote_python` (docs/remote.md); target="ssh://user@host/t4" says the same. `certify` computes on
-    which processors the accuracy holds, and the manifest says so.
+    which processors the accuracy holds, and the manifest says so. `with_techniques` names techniques that are
+    off unless asked for, `without_techniques` such as are not to be tried (docs/techniques.md).
 
     Raises a PetraError: NotMet (exit code 1) where the search is hopeless, BadInput (2),
     TargetAbsent (3), MissingExtra (4), OutOfDisk (75), Interrupted (130).
@@ -128,6 +132,8 @@ def optimize(
             certify=certify,
             goal=goal(objective, max_drop, batches),
             budget=budget(trials, time),
+            with_techniques=technique_names(with_techniques),
+            without_techniques=technique_names(without_techniques),
             sampler=sampler_name(sampler),
             seed=seed,
             device=device,

@@ -29,6 +29,20 @@ from petra_deploy.cli.console import Console, answer
     help="The most time spent [default: 15m, without --trials]. Example: --time 20m",
 )
 @click.option(
+    "--with",
+    "with_techniques",
+    multiple=True,
+    metavar="TECHNIQUE",
+    help="Try one that is off by default, of docs/techniques.md; may be repeated. Example: --with sparsify",
+)
+@click.option(
+    "--without",
+    "without_techniques",
+    multiple=True,
+    metavar="TECHNIQUE",
+    help="Do not try this one; may be repeated. Example: --without drop_blocks",
+)
+@click.option(
     "--sampler", default="cma", show_default=True, metavar="NAME", help="Who proposes. Example: --sampler cma"
 )
 @click.option(

@@ -124,6 +124,14 @@ def sampler_name(sampler: str) -> str:
     return sampler
 
 
+def technique_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Registered techniques' names; told before anything is loaded."""
+    known = registry.modules("technique")
+    if missing := [name for name in names if name not in known]:
+        raise BadInput(f"there is no technique called {missing[0]!r}", f"known: {', '.join(known)}")
+    return tuple(dict.fromkeys(names))
+
+
 def target_name(target: str) -> str:
     return str(Path(target).absolute()) if target.endswith(".toml") else target
 

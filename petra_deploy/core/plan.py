@@ -65,7 +65,7 @@ class Knob(Data):
     by their sensitivity; for a "subset" knob it is the list of group names taken, least sensitive
     first, and the searched value is the share of groups. `ladder` holds known-good values from
     mild to strong, from which the presets are made. A step whose `strength` knob is at `low`
-    does nothing and is left out.
+    does nothing and is left out; without a `ladder` presets leave it out, and most candidates do.
     """
 
     kind: Literal["real", "integer", "choice", "subset"]
@@ -101,8 +101,8 @@ class Knob(Data):
         return cls(kind="choice", choices=choices, high=float(len(choices)))
 
     @classmethod
-    def subset(cls, per: str, *, high: float = 1.0, ladder: tuple[float, ...] = ()) -> "Knob":
-        return cls(kind="subset", per=per, high=high, ladder=ladder, strength=True)
+    def subset(cls, per: str, *, high: float = 1.0, ladder: tuple[float, ...] = (), strength: bool = True) -> "Knob":
+        return cls(kind="subset", per=per, high=high, ladder=ladder, strength=strength)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +116,7 @@ class Offer(Data):
     fixed: dict[str, object] = field(default_factory=dict)  # options the target settles, like round_to
     order: int = 0  # among quantizers: lower is tried first
     settled: bool = False  # taken in every candidate, not searched
+    off: str = ""  # why it is searched only where the user asks for it by name
 
 
 @dataclass(frozen=True, kw_only=True)

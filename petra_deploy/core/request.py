@@ -48,6 +48,8 @@ class Request(Data):
     certify: bool = False  # compute on which processors the accuracy of what ships holds
     goal: Goal = field(default_factory=Goal)
     budget: Budget = field(default_factory=Budget)
+    with_techniques: tuple[str, ...] = ()  # that are off unless asked for
+    without_techniques: tuple[str, ...] = ()
     sampler: str = "cma"
     seed: int = 0
     device: str = "auto"
@@ -94,6 +96,8 @@ def arguments(request: Request) -> dict[str, Any]:
         "batches": request.goal.batches,
         "trials": request.budget.trials,
         "time": request.budget.seconds,
+        "with_techniques": request.with_techniques,
+        "without_techniques": request.without_techniques,
         "sampler": request.sampler,
         "seed": request.seed,
         "device": request.device,

@@ -67,7 +67,7 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
             session.say(place.sentence, "note")
         loaded = load(request, folder, session)
         case, baseline = measure_baseline(request, loaded, place, folder, session)
-        plan = place.searchable(make_plan(loaded.workload, place.target, request.device, session))
+        plan = place.searchable(make_plan(loaded.workload, place.target, request, session))
         tell(plan, loaded, session)
         ship = partial(_ship, request=request, loaded=loaded, baseline=baseline, layout=plan.layout, place=place)
         outcomes = _search(request, plan, case, baseline, folder, storage, session, ship)

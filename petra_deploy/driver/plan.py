@@ -1,10 +1,13 @@
 """The plan of a search: what the model is made of, what may be done to it, and what that costs."""
 
+from collections.abc import Collection
 from dataclasses import replace
 
+from petra_deploy.core.errors import BadInput
 from petra_deploy.core.job import Inspect, Probe
 from petra_deploy.core.outcome import Failed
-from petra_deploy.core.plan import Inspected, Offer, Phase, Plan
+from petra_deploy.core.plan import Group, Inspected, Offer, Phase, Plan
+from petra_deploy.core.request import Request
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Workload
 from petra_deploy.driver.session import Session
@@ -12,13 +15,18 @@ from petra_deploy.driver.session import Session
 _EPOCHS = 1.0  # fewer epochs of recovery than this in a tenth of the time: shrinking is not asked
 
 
-def make_plan(workload: Workload, target: Target, device: str, session: Session) -> Plan:
-    """Inspect, then probe; what cannot be probed is searched without sensitivities, and said."""
+def make_plan(workload: Workload, target: Target, request: Request, session: Session) -> Plan:
+    """Inspect, then probe; what cannot be probed is searched without sensitivities, and said.
+
+    Raises BadInput where the user asks for a technique that does not apply.
+    """
     inspected: Inspected = session.must(Inspect(workload=workload, target=target, limits=session.limits()))
+    inspected = asked(inspected, request.with_techniques, request.without_techniques)
     layout, rate, forward = inspected.layout, None, 0.0
     if not workload.is_graph:
         limits = replace(session.limits(), seconds=max(0.25 * session.seconds, 60.0))
-        probed = session.run(Probe(workload=workload, layout=layout, device=device, limits=limits))
+        searched = replace(layout, groups=_searched(inspected))
+        probed = session.run(Probe(workload=workload, layout=searched, device=request.device, limits=limits))
         if isinstance(probed, Failed):
             session.say(f"no sensitivities: {probed.reason}", "warning")
         else:
@@ -34,6 +42,26 @@ def make_plan(workload: Workload, target: Target, device: str, session: Session)
         forward_seconds_per_row=forward,
     )
     return affordable(plan, session.left())
+
+
+def asked(inspected: Inspected, take: Collection[str], leave: Collection[str]) -> Inspected:
+    """Without the techniques in `leave`, and without those that are off by default unless they are in `take`."""
+    if refused := [name for name in take if name in inspected.unavailable]:
+        raise BadInput(
+            f"{refused[0]} was asked for and does not apply: {inspected.unavailable[refused[0]]}",
+            f"leave out --with {refused[0]}",
+        )
+    reasons = {o.technique: f"off unless asked for (--with {o.technique}): {o.off}" for o in inspected.offers if o.off}
+    reasons = {name: why for name, why in reasons.items() if name not in take}
+    reasons |= {o.technique: f"left out (--without {o.technique})" for o in inspected.offers if o.technique in leave}
+    offers = tuple(offer for offer in inspected.offers if offer.technique not in reasons)
+    return replace(inspected, offers=offers, unavailable=inspected.unavailable | reasons)
+
+
+def _searched(inspected: Inspected) -> tuple[Group, ...]:
+    """The groups that some technique on offer acts on."""
+    kinds = {knob.per for offer in inspected.offers for knob in offer.knobs.values()}
+    return tuple(group for group in inspected.layout.groups if group.kind in kinds)
 
 
 def affordable(plan: Plan, seconds: float) -> Plan:

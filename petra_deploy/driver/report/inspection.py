@@ -28,7 +28,11 @@ def _lines(workload: Workload, inspected: Inspected, target: str) -> Iterator[st
     yield ""
     yield f"for target {target} these techniques apply"
     for offer in inspected.offers:
-        yield f"  {offer.technique}{': ' if offer.knobs else ''}{', '.join(offer.knobs)}"
+        if not offer.off:
+            yield f"  {offer.technique}{': ' if offer.knobs else ''}{', '.join(offer.knobs)}"
+    for offer in inspected.offers:
+        if offer.off:
+            yield f"  {offer.technique}, only with --with {offer.technique}: {offer.off}"
     if inspected.unavailable:
         yield "and these do not"
         for name, why in sorted(inspected.unavailable.items()):

@@ -7,6 +7,8 @@ A knob that every group has (a pruning ratio) costs two genes whatever the numbe
 level, and how strongly sensitivity steers it from group to group. A subset knob (blocks to drop)
 costs one: the share taken, least sensitive first. The search over few coefficients finds in 30
 trials what one gene a group does not find in 120 (docs/decisions/0002-few-coefficients.md).
+A strength without a ladder of known-good values belongs to a technique that pays for some models only:
+the lower half of its gene leaves it out, so that most candidates go without it.
 """
 
 import math
@@ -20,6 +22,7 @@ from petra_deploy.driver.search.cost_model import CostModel
 
 Genome = Mapping[str, float]
 _LEAST = 0.04  # a strength below this does nothing: its step is left out
+_SELDOM = 0.25  # the gene of what presets leave out, in the middle of the half that leaves it out
 _STEER = 0.8  # how far sensitivity may move a group from the common level
 _SPREAD = 4.0  # training time runs from 1/_SPREAD to _SPREAD/2 of a trial's fair share
 
@@ -101,10 +104,12 @@ class Encoding:
         options: dict[str, object] = dict(offer.fixed)
         for name, knob in offer.knobs.items():
             gene = genome.get(f"{offer.technique}.{name}", 0.0)
+            if _seldom(knob):
+                gene = max(2 * gene - 1, 0.0)
             groups = self.plan.layout.of_kind(knob.per) if knob.per else ()
             if knob.kind == "subset":
                 taken = _least_sensitive(groups, gene * knob.high)
-                if not taken:
+                if knob.strength and not taken:
                     return None
                 options[name] = taken
             elif knob.per:
@@ -113,6 +118,8 @@ class Encoding:
                     return None
                 steer = genome.get(f"{offer.technique}.{name}.steer", 0.5)
                 options[name] = _steered(groups, float(str(level)), steer, knob)
+            elif knob.strength and gene < _LEAST:
+                return None
             else:
                 options[name] = _value(knob, gene)
         return options
@@ -155,7 +162,9 @@ class Encoding:
         for offer in self.plan.offers:
             for name, knob in offer.knobs.items():
                 gene = f"{offer.technique}.{name}"
-                if off and knob.strength:
+                if _seldom(knob):
+                    genome[gene] = _SELDOM
+                elif off and knob.strength:
                     genome[gene] = 0.0
                 elif name == "epochs":
                     genome[gene] = 0.5
@@ -206,6 +215,11 @@ def _optional(offer: Offer) -> bool:
     """Techniques without a strength of their own get an on-off gene, except quantizers and what is settled."""
     strength = any(knob.strength for knob in offer.knobs.values()) or "epochs" in offer.knobs
     return offer.phase in (Phase.RECOVER, Phase.FINISH) and not strength and not offer.settled
+
+
+def _seldom(knob: Knob) -> bool:
+    """A strength without known-good values: most candidates go without it."""
+    return knob.strength and not knob.ladder
 
 
 def _value(knob: Knob, gene: float) -> float | int | str:

@@ -5,7 +5,8 @@ kind in a module (worker/model/layout.py), and `shrinker(model, example)`, by wh
 group of them made smaller; `fixed(layout, target)`, options that the target
 settles and the search does not turn; and `NEEDS_TRAINING = True`, without which it is offered even
 where there is no data to train on; `ORDER`, by which the search tries quantizers (lower first);
-and `SETTLED = True`, by which every candidate takes it.
+`SETTLED = True`, by which every candidate takes it; and `OFF`, the sentence that says why it is searched
+only where the user asks for it (`--with`).
 """
 
 from types import ModuleType
@@ -98,4 +99,5 @@ def _offer(name: str, technique: ModuleType, layout: Layout, target: Target) -> 
         fixed=dict(fixed),
         order=getattr(technique, "ORDER", 0),
         settled=getattr(technique, "SETTLED", False),
+        off=getattr(technique, "OFF", ""),
     )

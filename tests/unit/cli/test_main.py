@@ -144,6 +144,7 @@ def test_options_arrive_at_the_api_as_they_were_typed(api: Callable[[Any], Calls
     line += "--time 20m --trials 12 --batch 4,1 --seed 3 --out o --device cpu --metric f1 --objective size --trust"
     line += " --runtime openvino"
     line += " --certify"
+    line += " --with recover --without prune --without half"
     assert run([*line.split(), "--quiet"]) == 0
     assert calls == [{
         "model": "m.pt", "data": "d.npz", "train": None, "selection": None, "test": None, "model_factory": "n.py:f",
@@ -152,7 +153,7 @@ def test_options_arrive_at_the_api_as_they_were_typed(api: Callable[[Any], Calls
         "batches": (4, 1), "out": "o", "storage": None, "resume": False, "require_measured": False,
         "runtime": "openvino",
         "remote": None, "remote_python": None,
-        "certify": True,
+        "certify": True, "with_techniques": ("recover",), "without_techniques": ("prune", "half"),
     }]  # fmt: skip
 
 

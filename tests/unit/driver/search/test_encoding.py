@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from petra_deploy.core import files
-from petra_deploy.core.plan import Offer, Phase
+from petra_deploy.core.plan import Knob, Offer, Phase
 from petra_deploy.driver.search.cost_model import CostModel, epochs_of, remaining_share
 from petra_deploy.driver.search.encoding import Encoding
 from tests.unit.driver.search import simulation
@@ -88,3 +88,34 @@ def test_a_step_that_the_target_settles_is_in_every_candidate_and_alone_in_the_f
     assert decoded[1] == ["quantize_inc", "half"]
     assert all(names[-1] == "half" for names in decoded)
     assert not any("half" in gene for gene in encoding.space.names)
+
+
+def test_a_strength_without_known_good_values_is_left_out_by_presets_and_by_half_of_its_range():
+    plan = simulation.plan()
+    seldom = Offer(
+        technique="low_rank", phase=Phase.SHRINK, acts_on="module",
+        knobs={"ratios": Knob.real(0.0, 0.9, per="channels", strength=True)},
+    )  # fmt: skip
+    plan = replace(plan, offers=(*plan.offers, seldom))
+    encoding = Encoding(plan, CostModel(plan, fixed=1.0), 0)
+    for preset in encoding.presets():
+        assert "low_rank" not in [step.technique for step in encoding.decode(preset, allowance=10).steps]
+    shares = {}
+    for gene in (0.49, 0.6, 1.0):
+        strategy = encoding.decode({**encoding.presets()[2], "low_rank.ratios": gene}, allowance=10)
+        found = [step.options["ratios"]["layer0"] for step in strategy.steps if step.technique == "low_rank"]
+        shares[gene] = found[0] if found else 0.0
+    assert shares[0.49] == 0.0
+    assert 0.0 < shares[0.6] < shares[1.0]
+
+
+def test_a_strength_of_its_own_at_the_low_end_leaves_the_step_out():
+    plan = simulation.plan()
+    halving = Offer(
+        technique="downscale", phase=Phase.SHRINK, acts_on="module",
+        knobs={"factor": Knob.real(1.0, 4.0, strength=True)},
+    )  # fmt: skip
+    plan = replace(plan, offers=(*plan.offers, halving))
+    encoding = Encoding(plan, CostModel(plan, fixed=1.0), 0)
+    assert encoding.decode({"downscale.factor": 0.3}, allowance=10).steps == ()
+    assert options(encoding.decode({"downscale.factor": 1.0}, allowance=10), "downscale") == {"factor": 4.0}
