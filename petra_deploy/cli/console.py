@@ -125,7 +125,8 @@ def answer(result: "Result", *, as_json: bool, quiet: bool) -> None:
     if result.bundle is None:
         raise NotMet(
             result.front.why or "no strategy met the budget",
-            "allow a larger --max-drop, more --time, or bring more data",
+            "allow a larger --max-drop, more --time, or bring more data; the model as it came is in "
+            f"{result.out / 'baseline'}",
         )
     if not as_json and not quiet and manifest is not None and manifest.holds:
         print(manifest.holds)

@@ -247,25 +247,29 @@ def _compiled(outcome: Outcome, case: Case, session: Session) -> Outcome:
 
 
 def chosen_of(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:
-    """The first in the order that holds on the test split and is better than the baseline."""
+    """The first in the order that holds on the test split and is better than the baseline for sure."""
     for index, outcome in enumerate(judged):
         if not outcome.ok or outcome.test is None or outcome.test.drop is None:
             continue
-        if outcome.test.drop.known() <= goal.max_drop and choose.gain(outcome, goal, baseline_bytes) > 1.0:
+        if outcome.test.drop.known() <= goal.max_drop and choose.better(outcome, goal, baseline_bytes):
             return Front(outcomes=tuple(judged), best=index)
     return Front(outcomes=tuple(judged), why=_why(judged, goal, baseline_bytes))
 
 
 def _why(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> str:
     tested = [o for o in judged if o.test is not None and o.test.drop is not None]
+    if not judged:
+        return "this model cannot gain here: none of the techniques applies to it, and the notes say why"
     if not tested:
-        return "no candidate was better than the baseline"
-    nearest = min(tested, key=choose.test_drop)
+        return "no candidate could be judged on the test split"
+    gained = [o for o in tested if choose.better(o, goal, baseline_bytes)]
+    nearest = min(gained or tested, key=choose.test_drop)
     drop = choose.test_drop(nearest)
     times = choose.gain(nearest, goal, baseline_bytes)
-    if drop > goal.max_drop:
+    if drop > goal.max_drop and gained:
         return (
             f"the nearest candidate ({nearest.strategy.describe()}) is {times:.2f}x, but drops {drop:.2f} points "
             f"on the test split, where {goal.max_drop:g} are allowed"
         )
-    return f"no candidate was better than the baseline: the nearest reached {times:.2f}x"
+    best = max(choose.gain(o, goal, baseline_bytes) for o in tested)
+    return f"this model cannot gain here: of all that was tried nothing beats it for sure, the best reached {best:.2f}x"

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from petra_deploy.core import files
 from petra_deploy.core.drop import resolution as smallest_drop
-from petra_deploy.core.outcome import Figure, Front, Goal, Outcome
+from petra_deploy.core.outcome import Figure, Front, Goal, Measurement, Outcome
 
 _SHOWN = 5  # of the front, beside the finalists
 MARGINS = (1.0, 2.0, 3.0)  # standard errors
@@ -24,8 +24,20 @@ def gain(outcome: Outcome, goal: Goal, baseline_bytes: int) -> float:
         return 0.0
     if goal.objective == "size":
         return float(baseline_bytes) / outcome.engine.bytes
-    figure = outcome.measurement.speedups[0 if goal.objective == "latency" else -1]
-    return figure.known()
+    return _speedup(outcome.measurement, goal).known()
+
+
+def better(outcome: Outcome, goal: Goal, baseline_bytes: int) -> bool:
+    """Whether it beats the baseline for sure: a speedup that was measured with its whole interval."""
+    if outcome.measurement is not None and goal.objective != "size":
+        speedup = _speedup(outcome.measurement, goal)
+        if speedup.origin == "measured" and speedup.low is not None:
+            return outcome.engine is not None and speedup.low > 1.0
+    return gain(outcome, goal, baseline_bytes) > 1.0
+
+
+def _speedup(measurement: Measurement, goal: Goal) -> Figure:
+    return measurement.speedups[0 if goal.objective == "latency" else -1]
 
 
 def judged_by(goal: Goal, batches: Sequence[int]) -> tuple[int, ...]:

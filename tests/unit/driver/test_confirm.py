@@ -196,6 +196,16 @@ def test_where_none_holds_the_nearest_is_named(shipment: Shipment, store: Store)
     assert "5.00x, but drops 1.20 points" in front.why
 
 
+def test_a_model_that_cannot_gain_is_told_so_and_nothing_slower_ships(shipment: Shipment, store: Store) -> None:
+    front = judge(Run(shipment.chosen, {"a": 0.9, "b": 0.7}, {"a": 0.0, "b": 2.0}), shipment, store)
+    assert front.chosen is None
+    assert front.why.startswith("this model cannot gain here")
+    assert "0.90x" in front.why
+    nothing = judge(Run(shipment.chosen, {}, {}), shipment, store)
+    assert nothing.chosen is None
+    assert "none of the techniques applies" in nothing.why
+
+
 def test_a_slow_engine_runs_long_enough_for_a_p99_where_the_time_allows(shipment: Shipment, store: Store) -> None:
     speedups, drops = {"a": 5.0}, {"a": 0.0}
     for p50, left, seconds in ((4.0, 600.0, 1.2), (50.0, 600.0, 4.1), (500.0, 600.0, 6.0), (50.0, 20.0, 1.2)):

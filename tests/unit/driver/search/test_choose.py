@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from petra_deploy.core.outcome import Front, Goal
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.search import choose
@@ -57,3 +59,15 @@ def test_the_front_follows_the_finalists_without_repeating_them():
     front = choose.with_front(Front(outcomes=(middle,), best=0), [slow, middle, fast], GOAL, SIZE)
     assert front.outcomes == (middle, fast, slow)
     assert front.chosen is middle
+
+
+def test_better_for_sure_means_the_whole_interval_of_a_measured_speedup():
+    barely = outcome(1.05, 0.0)
+    assert barely.measurement
+    bounded = replace(barely.measurement, speedups=(replace(barely.measurement.speedups[0], low=0.99, high=1.1),))
+    assert not choose.better(replace(barely, measurement=bounded), GOAL, SIZE)
+    above = replace(bounded, speedups=(replace(bounded.speedups[0], low=1.01),))
+    assert choose.better(replace(barely, measurement=above), GOAL, SIZE)
+    predicted = replace(bounded, speedups=(replace(bounded.speedups[0], origin="predicted"),))
+    assert choose.better(replace(barely, measurement=predicted), GOAL, SIZE)
+    assert choose.better(replace(barely, measurement=bounded), Goal(objective="size"), SIZE)
