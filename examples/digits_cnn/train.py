@@ -3,6 +3,7 @@
 Leaves model.pt (a state_dict) and data/ (train.npz, selection.npz, test.npz) beside this file.
 """
 
+import argparse
 import time
 from pathlib import Path
 
@@ -45,15 +46,19 @@ def fit(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> N
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches; the splits stay")
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
     start = time.monotonic()
-    torch.manual_seed(0)
+    torch.manual_seed(given.seed)
     parts = splits()
-    (HERE / "data").mkdir(exist_ok=True)
+    (given.out / "data").mkdir(parents=True, exist_ok=True)
     for name, (images, labels) in parts.items():
-        np.savez(HERE / "data" / f"{name}.npz", image=images, target=labels)
+        np.savez(given.out / "data" / f"{name}.npz", image=images, target=labels)
     model = build()
     fit(model, *map(torch.from_numpy, parts["train"]))
-    torch.save(model.state_dict(), HERE / "model.pt")
+    torch.save(model.state_dict(), given.out / "model.pt")
     images, labels = map(torch.from_numpy, parts["test"])
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in images.split(64)]) == labels

@@ -8,6 +8,7 @@ The target: more than 15 minutes late. Whole days go to train, selection or test
 Leaves model.pt (a state_dict) and data/ (train, selection and test .npz) beside this file.
 """
 
+import argparse
 import csv
 import io
 import time
@@ -99,15 +100,19 @@ def area(scores: np.ndarray, late: np.ndarray) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches; the splits stay")
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
     start = time.monotonic()
-    torch.manual_seed(0)
+    torch.manual_seed(given.seed)
     parts = splits()
-    (HERE / "data").mkdir(exist_ok=True)
+    (given.out / "data").mkdir(parents=True, exist_ok=True)
     for name, arrays in parts.items():
-        np.savez(HERE / "data" / f"{name}.npz", **arrays)
+        np.savez(given.out / "data" / f"{name}.npz", **arrays)
     model = build()
     fit(model, parts["train"])
-    torch.save(model.state_dict(), HERE / "model.pt")
+    torch.save(model.state_dict(), given.out / "model.pt")
     test = parts["test"]
     with torch.no_grad():
         scores = model(torch.from_numpy(test["code"]), torch.from_numpy(test["amount"]))[:, 0].numpy()

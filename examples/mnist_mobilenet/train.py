@@ -4,6 +4,7 @@ Leaves model.pt (the whole module, pickled), model.onnx and data/ (train, select
 beside this file.
 """
 
+import argparse
 import gzip
 import time
 from importlib.util import find_spec
@@ -53,21 +54,25 @@ def fit(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> N
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches; the splits stay")
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
     start = time.monotonic()
-    torch.manual_seed(0)
+    torch.manual_seed(given.seed)
     parts = splits()
-    (HERE / "data").mkdir(exist_ok=True)
+    (given.out / "data").mkdir(parents=True, exist_ok=True)
     for name, (images, labels) in parts.items():
-        np.savez(HERE / "data" / f"{name}.npz", image=images, target=labels)
+        np.savez(given.out / "data" / f"{name}.npz", image=images, target=labels)
     model = build()
     fit(model, *map(torch.from_numpy, parts["train"]))
     images, labels = map(torch.from_numpy, parts["test"])
     with torch.no_grad():
         right = torch.cat([model(part).argmax(1) for part in images.split(250)]) == labels
     print(f"test accuracy {right.float().mean():.4f} on {len(labels)} rows, {time.monotonic() - start:.0f} s")
-    torch.save(model, HERE / "model.pt")
+    torch.save(model, given.out / "model.pt")
     torch.onnx.export(
-        model, (images[:2],), HERE / "model.onnx", input_names=["image"], output_names=["scores"], dynamo=True,
+        model, (images[:2],), given.out / "model.onnx", input_names=["image"], output_names=["scores"], dynamo=True,
         dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), external_data=False, verbose=False,
     )  # fmt: skip
 

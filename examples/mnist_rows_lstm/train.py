@@ -3,6 +3,7 @@
 Leaves model.pt (a state_dict), train.npz, selection.npz and test.npz in data/ beside this file.
 """
 
+import argparse
 import gzip
 import time
 from importlib.util import find_spec
@@ -52,15 +53,19 @@ def fit(model: torch.nn.Module, digits: torch.Tensor, labels: torch.Tensor) -> N
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches; the splits stay")
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
     start = time.monotonic()
-    torch.manual_seed(0)
+    torch.manual_seed(given.seed)
     parts = splits()
-    (HERE / "data").mkdir(exist_ok=True)
+    (given.out / "data").mkdir(parents=True, exist_ok=True)
     for name, (digits, labels) in parts.items():
-        np.savez(HERE / "data" / f"{name}.npz", rows=digits, target=labels)
+        np.savez(given.out / "data" / f"{name}.npz", rows=digits, target=labels)
     model = build()
     fit(model, *map(torch.from_numpy, parts["train"]))
-    torch.save(model.state_dict(), HERE / "model.pt")
+    torch.save(model.state_dict(), given.out / "model.pt")
     digits, labels = map(torch.from_numpy, parts["test"])
     with torch.no_grad():
         right = model(digits).argmax(1) == labels

@@ -1,4 +1,4 @@
-"""A BERT-like encoder: four layers of width 256 over 64 tokens, 4.2 M parameters."""
+"""A BERT-like encoder over 64 tokens: four layers of width 256, 4.2 M parameters; or six of 384, 12 M."""
 
 import math
 
@@ -57,3 +57,7 @@ class Encoder(nn.Module):
 
 def build() -> nn.Module:
     return Encoder()
+
+
+def build_large() -> nn.Module:
+    return Encoder(width=384, layers=6, heads=6)

@@ -11,6 +11,7 @@ Leaves model.pt (a checkpoint: a dict with the state_dict in it) and data/ (trai
 test .npz) beside this file.
 """
 
+import argparse
 import ast
 import io
 import sysconfig
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from model import LENGTH, VOCABULARY, build
+from model import LENGTH, VOCABULARY, build, build_large
 
 HERE = Path(__file__).resolve().parent
 EPOCHS, BATCH, RATE = 2, 32, 1e-3
@@ -160,15 +161,20 @@ def fit(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, labels: t
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches; the splits stay")
+    parser.add_argument("--out", type=Path, default=HERE)
+    parser.add_argument("--large", action="store_true", help="six layers of width 384")
+    given = parser.parse_args()
     start = time.monotonic()
-    torch.manual_seed(0)
+    torch.manual_seed(given.seed)
     parts = splits()
-    (HERE / "data").mkdir(exist_ok=True)
+    (given.out / "data").mkdir(parents=True, exist_ok=True)
     for name, (ids, mask, labels) in parts.items():
-        np.savez(HERE / "data" / f"{name}.npz", ids=ids, mask=mask, target=labels)
-    model = build()
+        np.savez(given.out / "data" / f"{name}.npz", ids=ids, mask=mask, target=labels)
+    model = build_large() if given.large else build()
     fit(model, *map(torch.from_numpy, parts["train"]))
-    torch.save({"model_state_dict": model.state_dict(), "epoch": EPOCHS}, HERE / "model.pt")
+    torch.save({"model_state_dict": model.state_dict(), "epoch": EPOCHS}, given.out / "model.pt")
     ids, mask, labels = map(torch.from_numpy, parts["test"])
     with torch.no_grad():
         guessed = torch.cat([model(*part).argmax(2) for part in zip(ids.split(100), mask.split(100), strict=True)])

@@ -4,6 +4,7 @@ Leaves model.pt (a state_dict), model.pt2 (torch.export) and data/ (train, selec
 beside this file. While it trains, each outline starts at a random point: it is a closed curve.
 """
 
+import argparse
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,21 +57,25 @@ def fit(model: torch.nn.Module, series: torch.Tensor, labels: torch.Tensor) -> N
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches; the splits stay")
+    parser.add_argument("--out", type=Path, default=HERE)
+    given = parser.parse_args()
     start = time.monotonic()
-    torch.manual_seed(0)
+    torch.manual_seed(given.seed)
     parts = splits()
-    (HERE / "data").mkdir(exist_ok=True)
+    (given.out / "data").mkdir(parents=True, exist_ok=True)
     for name, (series, labels) in parts.items():
-        np.savez(HERE / "data" / f"{name}.npz", series=series, target=labels)
+        np.savez(given.out / "data" / f"{name}.npz", series=series, target=labels)
     model = build()
     fit(model, *map(torch.from_numpy, parts["train"]))
-    torch.save(model.state_dict(), HERE / "model.pt")
+    torch.save(model.state_dict(), given.out / "model.pt")
     series, labels = map(torch.from_numpy, parts["test"])
     with torch.no_grad():
         right = model(series).argmax(1) == labels
     print(f"test accuracy {right.float().mean():.4f} on {len(labels)} rows, {time.monotonic() - start:.0f} s")
     program = torch.export.export(model, (series[:2],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    torch.export.save(program, HERE / "model.pt2")
+    torch.export.save(program, given.out / "model.pt2")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Workload
 from petra_deploy.driver.session import Session
 
+_STRENGTHS = (0.3, 0.5, 0.7, 0.9)  # of a technique that was asked for and names none itself
 _EPOCHS = 1.0  # fewer epochs of recovery than this in a tenth of the time: shrinking is not asked
 
 
@@ -45,7 +46,10 @@ def make_plan(workload: Workload, target: Target, request: Request, session: Ses
 
 
 def asked(inspected: Inspected, take: Collection[str], leave: Collection[str]) -> Inspected:
-    """Without the techniques in `leave`, and without those that are off by default unless they are in `take`."""
+    """Without the techniques in `leave`, and without those that are off by default unless they are in `take`.
+
+    What is in `take` gets known-good strengths where it has none, so that presets have it.
+    """
     if refused := [name for name in take if name in inspected.unavailable]:
         raise BadInput(
             f"{refused[0]} was asked for and does not apply: {inspected.unavailable[refused[0]]}",
@@ -54,8 +58,22 @@ def asked(inspected: Inspected, take: Collection[str], leave: Collection[str]) -
     reasons = {o.technique: f"off unless asked for (--with {o.technique}): {o.off}" for o in inspected.offers if o.off}
     reasons = {name: why for name, why in reasons.items() if name not in take}
     reasons |= {o.technique: f"left out (--without {o.technique})" for o in inspected.offers if o.technique in leave}
-    offers = tuple(offer for offer in inspected.offers if offer.technique not in reasons)
+    offers = tuple(
+        _laddered(offer) if offer.technique in take else offer
+        for offer in inspected.offers
+        if offer.technique not in reasons
+    )
     return replace(inspected, offers=offers, unavailable=inspected.unavailable | reasons)
+
+
+def _laddered(offer: Offer) -> Offer:
+    knobs = {
+        name: replace(knob, ladder=tuple(knob.low + share * (knob.high - knob.low) for share in _STRENGTHS))
+        if knob.strength and not knob.ladder
+        else knob
+        for name, knob in offer.knobs.items()
+    }
+    return replace(offer, knobs=knobs)
 
 
 def _searched(inspected: Inspected) -> tuple[Group, ...]:
