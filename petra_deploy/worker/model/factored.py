@@ -85,9 +85,9 @@ def sound(model: nn.Module, trial: Trial, accepts: Callable[[nn.Module], bool]) 
                 names.append(name)
     if names and _read_elsewhere(names, trial):
         for name in list(names):
-            if reason := _read_elsewhere([name], trial):
+            if _read_elsewhere([name], trial):
                 names.remove(name)
-                refused[name] = f"its weight is read by other code than its own call ({reason})"
+                refused[name] = "its weight is read by other code than its own call"
     return names, refused
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn, Group
-from petra_deploy.worker.model import channels, surgery
+from petra_deploy.worker.model import channels, stages, surgery
 from petra_deploy.worker.model.blocks import gone
 from petra_deploy.worker.model.export import example_of
 from petra_deploy.worker.model.factored import outer
@@ -140,7 +140,7 @@ def _assign(
         original = channels.propose(tools.teacher(), example)
         for group in original.groups:
             if group.name in lost:
-                others = {outer(model, maker) for maker in group.makers if not gone(model, maker)}
+                others = {stages.heir(model, m) if gone(model, m) else outer(model, m) for m in group.makers}
                 for heir in unnamed:
                     if set(heir.makers) & others:
                         found[heir] = min(found.get(heir, 1.0), ratios[group.name])
