@@ -135,7 +135,7 @@ class Flat(nn.Sequential):
     [
         (Case("segmenter", Segmenter().eval(), {"image": (1, 8, 8)}, {}), "image", "another shape"),
         (Case("tagger", Tagger().eval(), {"ids": (8,)}, {"ids": 20}), "encoder", "number of steps"),
-        (Case("tagger", Tagger().eval(), {"ids": (8,)}, {"ids": 20}), "rnn", "number of steps"),
+        (Case("tagger", Tagger().eval(), {"ids": (8,)}, {"ids": 20}), "rnn", "another shape"),
         (Case("tagger", Tagger().eval(), {"ids": (8,)}, {"ids": 20}), "ids", "codes"),
         (Case("flat", Flat().eval(), {"image": (1, 8, 8)}, {}), "image", "fails"),
         (Case("flat", Flat().eval(), {"image": (1, 8, 8)}, {}), "nowhere", "no attribute"),
