@@ -43,7 +43,9 @@ class Shortcut(PassThrough):
         kernels, strides, pads = zip(*stage.pools, strict=True) if stage.pools else ((), (), ())
         self.pool: nn.Module | None = None
         if any(pool != (1, 1, 0) for pool in stage.pools):
-            self.pool = _POOLS[len(stage.pools) - 1](kernels, strides, pads, count_include_pad=False)
+            self.pool = _POOLS[len(stage.pools) - 1](
+                kernels, strides, pads, ceil_mode=stage.partial, count_include_pad=False
+            )
         self.mix: nn.Module | None = None
         before, after = stage.channels
         self.zeros = max(after - before, 0) if channels == "pad" else 0  # a fixed number: pruning counts on it
@@ -74,6 +76,7 @@ class Stage:
     last: bool
     channels: tuple[int, int]  # before and after
     pools: tuple[Pool, ...]  # one a dimension of the map
+    partial: bool  # a last window may be smaller: as a padded convolution with a stride, it gives the larger size
 
 
 def removable(model: nn.Module, tried: Trial, signature: Signature) -> Blocks:
@@ -81,7 +84,7 @@ def removable(model: nn.Module, tried: Trial, signature: Signature) -> Blocks:
     refused: dict[str, str] = {}
     sound: list[str] = []
     for name, found in _seen(model, tried.feeds, signature).items():
-        reason = found if isinstance(found, str) else _dear(model, found) or _breaks(model, [found], tried)
+        reason = found if isinstance(found, str) else _needed(model, found, tried) or _breaks(model, [found], tried)
         if reason is None:
             sound.append(name)
         else:
@@ -92,10 +95,16 @@ def removable(model: nn.Module, tried: Trial, signature: Signature) -> Blocks:
     return Blocks(tuple(sound), refused)
 
 
-def _dear(model: nn.Module, stage: Stage) -> str | None:
+def _needed(model: nn.Module, stage: Stage, tried: Trial) -> str | None:
+    """Why the stage should not go though the model would run without it."""
     weights = surgery.size(adapter.submodule(model, stage.name))
-    saved = stage.channels[0] == stage.channels[1] or _LEAST * stage.channels[0] * stage.channels[1] <= weights
-    return None if saved else "what would stand in its place is half as large as it, or larger"
+    if stage.channels[0] != stage.channels[1] and _LEAST * stage.channels[0] * stage.channels[1] > weights:
+        return "what would stand in its place is half as large as it, or larger"
+    with watching(model, [stage.name]) as seen:
+        outputs = {t.data_ptr() for t in trial.outputs(model, tried.feeds[0])}
+    if any(first_of(result).data_ptr() in outputs for _, result in seen[stage.name]):
+        return "what it gives is the model's output"
+    return None
 
 
 def look(model: nn.Module, name: str, feeds: list[Tensors], signature: Signature | None = None) -> Stage | str:
@@ -222,11 +231,14 @@ def _read(name: str, module: nn.Module, calls: list[Any], dynamic: bool) -> Stag
                 return "sizes are not fixed, and what it makes of another size cannot be seen"
     if len({(x[axis], y[axis]) for x, y in sizes}) > 1:
         return "the number of its channels is not the same in every call"
-    pools = [_pool({(x[dim], y[dim]) for x, y in sizes}) for dim in _map(len(sizes[0][0]), last)]
+    along = [{(x[dim], y[dim]) for x, y in sizes} for dim in _map(len(sizes[0][0]), last)]
+    pools: list[Pool | None] = [_partial(each) for each in along]
+    if not (partial := None not in pools):
+        pools = [_pool(each) for each in along]
     if len(pools) > 3 or any(pool is None for pool in pools):
         return "no pooling gives the size of its output"
     (x, y), arity = sizes[0], len(result) if isinstance(result, tuple) else None
-    return Stage(name, cast(Source, source), arity, last, (x[axis], y[axis]), tuple(p for p in pools if p))
+    return Stage(name, cast(Source, source), arity, last, (x[axis], y[axis]), tuple(p for p in pools if p), partial)
 
 
 def _call(module: nn.Module, args: Any, kwargs: Any, source: Any, x: Tensor) -> Any:
@@ -245,6 +257,13 @@ def _is_map(value: Any) -> bool:
 def _map(dims: int, last: bool) -> range:
     """The dimensions that are neither rows nor channels."""
     return range(1, dims - 1) if last else range(2, dims)
+
+
+def _partial(sizes: set[tuple[int, int]]) -> Pool | None:
+    """Windows side by side, the last maybe smaller: each second size is the first over the stride, rounded up."""
+    before, after = next(iter(sizes))
+    stride = -(-before // max(after, 1))
+    return (stride, stride, 0) if all(-(-a // stride) == b for a, b in sizes) else None
 
 
 def _pool(sizes: set[tuple[int, int]]) -> Pool | None:

@@ -110,24 +110,23 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
     kept: dict[str, str] = {}
     for name, ratio in options.ratios.items():
         factor = min(min((1, *FACTORS), key=lambda f: abs(f - 1 / (1 - ratio))), options.most.get(name, FACTORS[0]))
-        if gone(model, name):
+        if gone(model, name) or _empty(model, name):
             kept[name] = "it is gone"
         elif factor == 1:
             kept[name] = "half of a step is the least that can go"
-        elif options.where == "stride" and name in names and resolution.stem(
-            model, names.index(name), given.feeds[0]
-        ) is None:  # fmt: skip
-            kept[name] = "no convolution reads this input before all else"
         else:
             factors[name] = factor
-    small = surgery.twin(model)
+    small, done = surgery.twin(model), dict[str, int]()
     for name, factor in factors.items():
         changed = _changed(small, name, factor, options.where, given, names)
-        if isinstance(changed, str):
+        if not isinstance(changed, str):
+            small, done[name] = changed, factor
+        elif options.where == "stride" and name in names:
+            kept[name] = f"the first convolution cannot stride farther: {changed}"
+        else:
             raise Problem("unsupported", f"{name!r} cannot be made smaller by {factor}: {changed}")
-        small = changed
     small = surgery.own(small)
-    return Applied(small, facts={"factors": factors, "where": options.where, "kept": kept})
+    return Applied(small, facts={"factors": done, "where": options.where, "kept": kept})
 
 
 def _follows(look: Look, found: dict[str, int], name: str) -> bool:
@@ -217,6 +216,12 @@ def _in_layer(small: nn.Module, name: str, factor: int, trial: Trial) -> Iterato
         for part, call in zip(parts, calls, strict=True):
             resolution.shorten(changed, part, call, factor, back=back)
         yield changed
+
+
+def _empty(model: nn.Module, name: str) -> bool:
+    """Whether all blocks of a container are gone."""
+    found = dict(adapter.submodules(model)).get(name)
+    return found is not None and _stack(found) and all(isinstance(m, PassThrough) for m in found.children())
 
 
 def _stack(layer: nn.Module) -> bool:

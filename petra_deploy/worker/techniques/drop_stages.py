@@ -61,7 +61,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
-    return {"stages": Knob.subset(KIND), "channels": Knob.choice("mix", "pad")}
+    return {"stages": Knob.subset(KIND)}  # "pad" is left to people: pruning cannot narrow channels of zeros
 
 
 def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:

@@ -115,7 +115,7 @@ class Merge(nn.Module):
 
 
 class Strided(nn.Module):
-    """17 steps become 9 by an odd window, then shrink by a window without padding."""
+    """17 steps become 9, then shrink by a window without padding."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,8 +130,13 @@ class Strided(nn.Module):
 @pytest.mark.parametrize(
     ("module", "shape", "channels", "pools"),
     [
-        (lambda: nn.Sequential(Merge(4), Merge(8)), (12, 4), [[4, 8], [8, 16]], [[[2, 2, 0]], [[2, 2, 0]]]),
-        (Strided, (2, 17), [[2, 8], [8, 4]], [[[3, 2, 1]], [[3, 1, 0]]]),
+        (
+            lambda: nn.Sequential(Merge(4), Merge(8), nn.Linear(16, 2)),
+            (12, 4),
+            [[4, 8], [8, 16]],
+            [[[2, 2, 0]], [[2, 2, 0]]],
+        ),
+        (Strided, (2, 17), [[2, 8], [8, 4]], [[[2, 2, 0]], [[3, 1, 0]]]),
     ],
 )
 def test_sequences_and_odd_sizes(module: Any, shape: Any, channels: Any, pools: Any, tmp_path: Path) -> None:
@@ -165,7 +170,7 @@ def test_where_sizes_are_not_fixed_the_stand_in_follows_odd_ones_too(tmp_path: P
     tools = case.tools(tmp_path, signature=replace(signature, inputs=free[:1], outputs=free[1:]))
     options = drop_stages.Options(stages=("layers.0", "layers.1"))
     small = drop_stages.apply(case.adapter(), options, tools).model
-    for size in (8, 9, 11, 14):
+    for size in (1, 8, 9, 11, 14):
         x = torch.randn(2, 1, size, size + 1)
         assert small(x)[0].shape == case.module(x).shape
 
