@@ -12,6 +12,8 @@ from petra_deploy.core.plan import Plan
 from petra_deploy.core.strategy import Strategy
 
 _FLOOR = 0.04  # a small network still pays for Python and memory
+_WHOLE = ("block", "stage")  # kinds of groups that go as a whole
+_AGAIN = ("matrix", "kernel", "table", "resolution")  # kinds whose layers are in other groups, too
 
 
 def remaining_share(strategy: Strategy, plan: Plan) -> float:
@@ -21,15 +23,17 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
     """
     keep: dict[tuple[str, str], float] = {}
     for step in strategy.steps:
-        for value in step.options.values():
-            if isinstance(value, dict):
-                keep |= {(g.kind, g.name): 1.0 - float(value[g.name]) for g in plan.layout.groups if g.name in value}
-            elif isinstance(value, list | tuple):
-                keep |= {(g.kind, g.name): 0.0 for g in plan.layout.groups if g.kind == "block" and g.name in value}
-    dropped = [name for (kind, name), share in keep.items() if kind == "block" and share == 0.0]
+        offer = plan.offer(step.technique)
+        for option, knob in (offer.knobs if offer else {}).items():  # other options may be by layer, too
+            value = step.options.get(option)
+            if knob.per and isinstance(value, dict):
+                keep |= {(knob.per, name): 1.0 - float(share) for name, share in value.items()}
+            elif knob.per and isinstance(value, list | tuple):
+                keep |= {(knob.per, name): 0.0 for name in value}
+    dropped = [name for (kind, name), share in keep.items() if kind in _WHOLE and share == 0.0]
     total = left = counted = 0.0
     for group in plan.layout.groups:
-        if group.kind == "block":
+        if group.kind in _WHOLE or group.kind in _AGAIN:
             continue
         work = float(group.macs or group.parameters)
         total += work
@@ -40,9 +44,10 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
         total = left = float(plan.layout.parameters)
     elif counted:  # what no technique can shrink (attention, embeddings) stays, unless its block goes
         rest = max(plan.layout.parameters - counted, 0.0) * total / counted
-        gone = sum(g.parameters for g in plan.layout.groups if g.kind == "block" and g.name in dropped)
+        gone = sum(g.parameters for g in plan.layout.groups if g.kind in _WHOLE and g.name in dropped)
         total += rest
         left += rest * max(1.0 - gone / max(plan.layout.parameters, 1), 0.0)
+    left *= min((share for (kind, _), share in keep.items() if kind == "resolution"), default=1.0)
     return max(left / total, _FLOOR) if total else 1.0
 
 

@@ -3,37 +3,45 @@
     found = removable(model, Trial(model, example))     # names, and why the others must stay
     take_out(model, ["stages.0.1"], example)            # in place: passed through from now on
 
-A block is a child of an nn.Sequential or nn.ModuleList, has weights and parts of its own, and its
-first input has the shape and dtype of its (first) output: residual blocks, encoder layers.
+A block is a child of an nn.Sequential, nn.ModuleList or nn.ModuleDict, or one of several like attributes of a
+module (block1, block2: of one class). It has weights, and parts of its own or recurrent layers; one of its
+inputs has the shape and dtype of its (first) output: residual blocks, encoder layers, stacked LSTMs.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from petra_deploy.worker.model import adapter, surgery, trial
+from petra_deploy.worker.model.passes import watching
 from petra_deploy.worker.model.trial import Tensors, Trial
 
-CONTAINERS = (nn.Sequential, nn.ModuleList)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+Source = int | str  # which argument of a call: its position or its keyword
 
 
 class PassThrough(nn.Module):
-    """Stands where a block was: gives back its first input, whatever else it is called with.
+    """Stands where a block was: gives back one of its inputs, whatever else it is called with.
 
     `arity`: None where the block gave a tensor; otherwise the length of the tuple that it gave, of
     which all but the first are None.
     """
 
-    def __init__(self, arity: int | None = None) -> None:
+    def __init__(self, arity: int | None = None, source: Source = 0) -> None:
         super().__init__()
         self.arity = arity
+        self.source = source
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        first = args[0] if args else next(iter(kwargs.values()))
+        first = self.change(args[self.source] if isinstance(self.source, int) else kwargs[self.source])
         return first if self.arity is None else (first, *[None] * (self.arity - 1))
+
+    def change(self, x: Tensor) -> Tensor:
+        return x
 
 
 @dataclass(frozen=True)
@@ -44,10 +52,10 @@ class Blocks:
 
 def removable(model: nn.Module, tried: Trial) -> Blocks:
     """Those that the model runs without, one at a time, and all at once."""
-    candidates = _outermost(list(_candidates(model)), model, _calls(model, tried.feeds[0]))
+    whole = _outermost(list(candidates(model)), model, _calls(model, tried.feeds[0]))
     refused: dict[str, str] = {}
     sound: list[str] = []
-    for name in candidates:
+    for name in whole:
         reason = _breaks(model, [name], tried)
         if reason is None:
             sound.append(name)
@@ -70,7 +78,7 @@ def take_out(model: nn.Module, names: Sequence[str], example: Tensors) -> None:
     calls = _calls(model, example)
     for name, block in blocks.items():
         known = calls.get(name)
-        through = PassThrough(known.arity if known else None)
+        through = PassThrough(known.arity, 0 if known.source is None else known.source) if known else PassThrough()
         encoder = adapter.submodule(model, name.rpartition(".")[0].rpartition(".")[0])
         if isinstance(encoder, nn.TransformerEncoder):
             encoder.use_nested_tensor = False  # its shortcut reads the weights of the first layer
@@ -97,52 +105,67 @@ def _batch_first(layer: nn.Module) -> bool:
 
 @dataclass
 class _Call:
-    same: bool  # first input and first output are alike, in every call
+    source: Source | None  # the argument that is like the first output, in every call; None: there is none
     arity: int | None
 
 
 def _calls(model: nn.Module, example: Tensors) -> dict[str, _Call]:
     """What each candidate is called with and gives, seen in one forward pass."""
-    seen: dict[str, _Call] = {}
-    hooks = []
-    for name, module in _candidates(model):
-
-        def look(_: nn.Module, args: Any, kwargs: Any, result: Any, name: str = name) -> None:
-            source = args[0] if args else next(iter(kwargs.values()), None)
-            first = result[0] if isinstance(result, tuple) and result else result
-            alike = (
-                isinstance(source, Tensor)
-                and isinstance(first, Tensor)
-                and source.shape == first.shape
-                and source.dtype == first.dtype
-            )
-            before = seen.get(name)
-            arity = len(result) if isinstance(result, tuple) else None
-            seen[name] = _Call(alike and (before is None or before.same), arity)
-
-        hooks.append(module.register_forward_hook(look, with_kwargs=True))
-    try:
+    found: dict[str, _Call] = {}
+    with watching(model, [name for name, _ in candidates(model)]) as seen:
         trial.outputs(model, example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return seen
+    for name, calls in seen.items():
+        sources = [_alike(args, kwargs, first_of(result)) for (args, kwargs), result in calls]
+        result = calls[0][1]
+        source = sources[0] if len(set(sources)) == 1 else None
+        found[name] = _Call(source, len(result) if isinstance(result, tuple) else None)
+    return found
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Children of containers that have weights and parts."""
-    for name, container in [("", getattr(model, "inner", model)), *adapter.submodules(model)]:
-        if not isinstance(container, CONTAINERS):
+def first_of(result: Any) -> Any:
+    return result[0] if isinstance(result, tuple) and result else result
+
+
+def _alike(args: Any, kwargs: Any, first: Any) -> Source | None:
+    """The first argument of the shape and dtype of `first`."""
+    for source, value in [*enumerate(args), *kwargs.items()]:
+        if (
+            isinstance(value, Tensor)
+            and isinstance(first, Tensor)
+            and (value.shape, value.dtype) == (first.shape, first.dtype)
+        ):
+            return cast(Source, source)
+    return None
+
+
+def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Children of containers, and like attributes of a module, that have weights and parts."""
+    inner = getattr(model, "inner", model)
+    for name, owner in [("", inner), *adapter.submodules(model)]:
+        if isinstance(owner, PassThrough):
             continue
-        for child, module in container.named_children():
-            has_weights = next(module.parameters(), None) is not None
-            if has_weights and next(module.children(), None) is not None and not isinstance(module, nn.ModuleList):
+        parts = [(child, module) for child, module in owner.named_children() if _has_depth(module)]
+        kinds = Counter(_kind(module) for _, module in parts)
+        for child, module in parts:
+            if isinstance(owner, CONTAINERS) or kinds[_kind(module)] > 1:
                 yield f"{name}.{child}" if name else child, module
+
+
+def _has_depth(module: nn.Module) -> bool:
+    """Weights, and either parts or a recurrence: more than one layer's work."""
+    if next(module.parameters(), None) is None or isinstance(module, nn.ModuleList | nn.ModuleDict | PassThrough):
+        return False
+    return next(module.children(), None) is not None or isinstance(module, nn.RNNBase)
+
+
+def _kind(module: nn.Module) -> object:
+    """Its class; of an nn.Sequential also the classes of its parts."""
+    return type(module), frozenset(type(m) for m in module) if isinstance(module, nn.Sequential) else None
 
 
 def _outermost(found: list[tuple[str, nn.Module]], model: nn.Module, calls: dict[str, _Call]) -> list[str]:
     """Of nested candidates one stays: the parts of a plain Sequential, but a user's block as a whole."""
-    alike = [(name, module) for name, module in found if name in calls and calls[name].same]
+    alike = [(name, module) for name, module in found if name in calls and calls[name].source is not None]
     whole = [name for name, module in alike if not isinstance(module, nn.Sequential)]
     kept = [name for name, _ in alike if not any(name.startswith(f"{outer}.") for outer in whole)]
     plain = {name for name, module in alike if isinstance(module, nn.Sequential)}

@@ -58,21 +58,26 @@ def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
 
 
 def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
-    """Return a copy of `model` without the named blocks.
+    """Return a copy of `model` without the named blocks; one in a stage that is gone is passed over.
 
     Raises Problem("unsupported") for a name that the model does not have, and where it does not run
     without them, or gives other shapes.
     """
     known = {name for name, _ in adapter.submodules(model)}
-    if missing := [name for name in options.blocks if name not in known]:
+    present = [name for name in options.blocks if not blocks.gone(model, name)]
+    if missing := [name for name in present if name not in known]:
         raise Problem("unsupported", f"the model has no block {missing[0]!r}")
     example = example_of(tools.calibration, tools.signature)
     small = surgery.twin(model)
-    blocks.take_out(small, options.blocks, example)
+    blocks.take_out(small, present, example)
     if reason := Trial(model, example).breaks(small):
-        raise Problem("unsupported", f"without {', '.join(options.blocks)} {reason}")
+        raise Problem("unsupported", f"without {', '.join(present)} {reason}")
     small = surgery.own(small)
     return Applied(
         small,
-        facts={"dropped": list(options.blocks), "parameters": [surgery.size(model), surgery.size(small)]},
+        facts={
+            "dropped": present,
+            "gone": sorted(set(options.blocks) - set(present)),
+            "parameters": [surgery.size(model), surgery.size(small)],
+        },
     )

@@ -19,9 +19,10 @@ from torch import nn
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn, Group
-from petra_deploy.worker.model import channels, surgery
+from petra_deploy.worker.model import channels, stages, surgery
 from petra_deploy.worker.model.blocks import gone
 from petra_deploy.worker.model.export import example_of
+from petra_deploy.worker.model.factored import outer
 from petra_deploy.worker.model.importance import Importance, channel_scores, rounded_width, strongest
 from petra_deploy.worker.model.layout import Found, Look
 from petra_deploy.worker.model.surgery import Coupling
@@ -127,7 +128,7 @@ def _assign(
     for name, ratio in ratios.items():
         if gone(model, name):
             lost.append(name)
-        elif not give([name], ratio):
+        elif not give([outer(model, name)], ratio):
             raise Problem(
                 "unsupported",
                 f"{name!r} names no group of channels that can be pruned"
@@ -139,7 +140,7 @@ def _assign(
         original = channels.propose(tools.teacher(), example)
         for group in original.groups:
             if group.name in lost:
-                others = {maker for maker in group.makers if not gone(model, maker)}
+                others = {stages.heir(model, m) if gone(model, m) else outer(model, m) for m in group.makers}
                 for heir in unnamed:
                     if set(heir.makers) & others:
                         found[heir] = min(found.get(heir, 1.0), ratios[group.name])

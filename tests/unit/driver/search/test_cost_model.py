@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from petra_deploy.core.plan import Group
+from petra_deploy.core.plan import Group, Knob, Offer, Phase
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.search.cost_model import CostModel, remaining_share
 from tests.unit.driver.search import simulation
@@ -31,6 +31,26 @@ def test_a_dropped_block_takes_its_layers_along():
     plan = replace(plan, layout=replace(plan.layout, groups=(*groups[:8], block)))
     dropped = Strategy(steps=(Step(technique="drop_blocks", options={"blocks": ["block0"]}),))
     assert remaining_share(dropped, plan) == 0.5
+
+
+def test_only_what_is_searched_by_group_counts_and_layers_in_several_groups_count_once():
+    plan = simulation.plan()
+    again = tuple(replace(g, kind="matrix") for g in plan.layout.groups if g.kind == "channels")
+    image = Group(name="image", kind="resolution", width=4, parameters=0, macs=80_000)
+    offers = (
+        *plan.offers,
+        Offer(technique="low_rank", phase=Phase.SHRINK, acts_on="module",
+              knobs={"levels": Knob.real(0.0, 0.95, per="matrix", strength=True)}),
+        Offer(technique="downscale", phase=Phase.SHRINK, acts_on="module",
+              knobs={"ratios": Knob.real(0.0, 0.75, per="resolution", strength=True)}),
+    )  # fmt: skip
+    plan = replace(plan, layout=replace(plan.layout, groups=(*plan.layout.groups, *again, image)), offers=offers)
+    assert remaining_share(Strategy(), plan) == 1.0
+    assert remaining_share(pruned(0.5, plan), plan) == 0.25
+    worth = {"levels": {"layer0": 0.2}, "worth": {"layer0": 64, "layer1": 32}}
+    assert remaining_share(Strategy(steps=(Step(technique="low_rank", options=worth),)), plan) == 1.0
+    half = Step(technique="downscale", options={"ratios": {"image": 0.5}, "most": {"image": 4}})
+    assert remaining_share(Strategy(steps=(half,)), plan) == 0.5
 
 
 def test_the_model_learns_from_what_trials_took():

@@ -82,3 +82,41 @@ def test_a_block_that_changes_its_shape_is_refused(tmp_path: Path) -> None:
     for name, match in (("stages.1.0", "without"), ("stages.9", "no block")):
         with pytest.raises(Problem, match=match):
             drop_blocks.apply(case.adapter(), drop_blocks.Options(blocks=(name,)), case.tools(tmp_path))
+
+
+class Part(nn.Module):
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(width, width), nn.LayerNorm(width)
+
+    def forward(self, mask: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
+        return x + scale * mask * self.norm(self.linear(x))
+
+
+class Attributes(nn.Module):
+    """Like blocks in attributes, in a ModuleDict, stacked recurrent layers; some do not get their input first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1, self.block2 = Part(), Part()
+        self.named = nn.ModuleDict({"a": Part(), "b": Part()})
+        self.rnn1, self.rnn2 = nn.GRU(8, 8, batch_first=True), nn.GRU(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = (x[..., :1] > 0).to(x.dtype)
+        x = self.block2(mask, self.block1(mask, x), scale=0.5)
+        for part in self.named.values():
+            x = part(mask=mask, x=x)
+        x, _ = self.rnn1(x)
+        x, _ = self.rnn2(x)
+        return self.head(x[:, -1])
+
+
+def test_blocks_in_attributes_and_dicts_and_stacked_recurrent_layers_can_go(tmp_path: Path) -> None:
+    case = Case("attributes", Attributes().eval(), {"x": (6, 8)}, {})
+    names = ["block1", "block2", "rnn1", "rnn2", "named.a", "named.b"]
+    assert sorted(g.name for g in case.layout().of_kind("block")) == sorted(names)
+    small = drop_blocks.apply(case.adapter(), all_blocks(case), case.tools(tmp_path)).model
+    (x,) = case.tensors(4)
+    torch.testing.assert_close(small(x)[0], case.module.head(x[:, -1]))
