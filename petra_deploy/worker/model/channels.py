@@ -10,7 +10,7 @@ the channels of a group must leave the outputs as they are, and removing half of
 the outputs' shapes as they are. What fails is refused with its reason.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +35,14 @@ class Couplings:
     refused: dict[str, str] = field(default_factory=dict)  # layer -> reason
 
 
-def couplings(model: nn.Module, trial: Trial) -> Couplings:
-    """The groups of `model` that hold when tried."""
+def couplings(model: nn.Module, trial: Trial, elsewhere: Collection[str] = ()) -> Couplings:
+    """The groups of `model` that hold when tried, but for those that the layers `elsewhere` make."""
     proposed = propose(model, trial.feeds[0])
     refused = dict(proposed.refused)
     sound: list[Coupling] = []
     for group in proposed.groups:
+        if any(maker in elsewhere for maker in group.makers):
+            continue
         reason = "it has one channel only" if group.width < 2 else breaks([group], trial)
         if reason is None:
             sound.append(group)
@@ -184,6 +186,8 @@ def _first(group: Coupling, graph: Any, model: nn.Module, order: dict[str, int])
 
 def _side(graph: Any, module: nn.Module, handler: Callable[..., Any]) -> Side:
     pruner = graph.get_pruner_of_module(module)
+    if isinstance(module, nn.Embedding):
+        return "out"
     if pruner.prune_out_channels == pruner.prune_in_channels:
         return "both"
     return "out" if handler == pruner.prune_out_channels else "in"

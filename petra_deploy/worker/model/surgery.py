@@ -90,7 +90,7 @@ def reorder(model: nn.Module, coupling: Coupling, order: Sequence[int]) -> None:
     for place in coupling.places:
         index = indices.setdefault(_key(place), torch.arange(extent(model, place)))
         for new, old in enumerate(order):
-            index[list(place.positions[new])] = torch.tensor(place.positions[old])
+            index[list(place.positions[new])] = torch.tensor(place.positions[old], dtype=torch.long)
     select(model, indices)
 
 
