@@ -22,6 +22,7 @@ from torch_pruning.pruner.function import BasePruningFunc
 from petra_deploy.worker.model import surgery
 from petra_deploy.worker.model.adapter import submodule, submodules
 from petra_deploy.worker.model.quiet import cause, quiet
+from petra_deploy.worker.model.sizes import following
 from petra_deploy.worker.model.surgery import Coupling, Place, Side
 from petra_deploy.worker.model.trial import Tensors, Trial
 
@@ -43,11 +44,11 @@ def couplings(model: nn.Module, trial: Trial, elsewhere: Collection[str] = ()) -
     for group in proposed.groups:
         if any(maker in elsewhere for maker in group.makers):
             continue
-        reason = "it has one channel only" if group.width < 2 else breaks([group], trial)
-        if reason is None:
-            sound.append(group)
+        found = "it has one channel only" if group.width < 2 else settled(group, trial)
+        if isinstance(found, Coupling):
+            sound.append(found)
         else:
-            refused[group.name] = reason
+            refused[group.name] = found
     if mixes(sound, trial) is not None:  # rarely: so all at once first, in float64 it is the dearest test
         mixed = {group: mixes([group], trial) for group in sound}
         refused |= {group.name: reason for group, reason in mixed.items() if reason is not None}
@@ -62,6 +63,14 @@ def couplings(model: nn.Module, trial: Trial, elsewhere: Collection[str] = ()) -
         else:
             refused[group.name] = f"pruned together with other groups {reason}"
     return Couplings(tuple(together), refused)
+
+
+def settled(group: Coupling, trial: Trial) -> Coupling | str:
+    """The group, with the numbers that must follow its width where there are any, or why it cannot be cut."""
+    reason = breaks([group], trial)
+    if reason is None:
+        return group
+    return next((follower for follower in following(trial.model, group) if breaks([follower], trial) is None), reason)
 
 
 def breaks(groups: Sequence[Coupling], trial: Trial) -> str | None:

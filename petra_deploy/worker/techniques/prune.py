@@ -152,10 +152,15 @@ def _pruned(
         raise Problem("unsupported", f"of {names}: {reason}")
     weights = saliency(model, options.importance, tools)
     scores = {group: channel_scores(weights, group, options.importance, tools.seed) for group in narrower}
+    kept = {group: strongest(score, widths[group.name]) for group, score in scores.items()}
     small = surgery.twin(model)
-    surgery.keep(small, {group: strongest(score, widths[group.name]) for group, score in scores.items()})
-    if reason := trial.breaks(small):
-        raise Problem("unsupported", f"pruning {names}: {reason}")
+    surgery.keep(small, kept)
+    if reason := trial.breaks(small):  # perhaps numbers beside the weights must follow
+        found = {group: channels.settled(group, trial) for group in kept}
+        small = surgery.twin(model)
+        surgery.keep(small, {g if isinstance(g, Coupling) else group: kept[group] for group, g in found.items()})
+        if trial.breaks(small):
+            raise Problem("unsupported", f"pruning {names}: {reason}")
     return small, trial
 
 

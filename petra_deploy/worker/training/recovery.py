@@ -42,14 +42,14 @@ def recovered(model: nn.Module, length: Length, tools: Tools, weights: Weights =
     course = Course(
         epochs=length.epochs * tools.epochs_share,
         lr=length.lr,
-        batch_size=batch_size(tools.signature, length.batch_size or _fitting(len(rows))),
+        batch_size=batch_size(tools.signature, length.batch_size or fitting(len(rows))),
         weight_decay=length.weight_decay,
         device=tools.device,
     )
     return fit(model, rows, distance, course, seed=tools.seed, log=tools.log)
 
 
-def _fitting(rows: int) -> int:
+def fitting(rows: int) -> int:
     """The batch size, a power of two, that leaves at least 64 steps an epoch; 16 to 128.
 
     Few rows need small batches: a thousand rows in sixteens are back to the original's accuracy

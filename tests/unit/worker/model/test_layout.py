@@ -43,11 +43,12 @@ def test_depthwise_channels_go_with_those_that_feed_them() -> None:
 
 
 @pytest.mark.parametrize("case", ["torch_encoder", "hand_encoder"])
-def test_of_a_transformer_the_feed_forward_width_is_offered_and_attention_is_not(case: str) -> None:
+def test_of_a_transformer_the_stream_the_feed_forward_widths_and_the_heads_are_offered(case: str) -> None:
     facts = CASES[case]().layout()
-    offered = {group.name.rsplit(".", 1)[-1] for group in facts.of_kind("channels")}
-    assert offered in ({"linear1"}, {"up"})
-    assert len(facts.of_kind("channels")) == 2  # one a layer
+    offered = [group.name.rsplit(".", 1)[-1] for group in facts.of_kind("channels")]
+    assert offered in (["embed", "linear1", "linear1"], ["embed", "up", "up"])  # one feed-forward a layer
+    assert [group.width for group in facts.of_kind("heads")] == [2, 2]
+    assert all(group.macs and group.parameters for group in facts.groups)
 
 
 def test_parts_of_a_concat_are_groups_of_their_own() -> None:
