@@ -29,7 +29,7 @@ from petra_deploy.worker.model.quiet import cause, quiet
 from petra_deploy.worker.training.losses import Output, describe, drawn, from_labels, from_original
 from petra_deploy.worker.training.samples import Batch, Rows, batch_size
 
-ROWS = {"taylor": 256, "hessian": 64}  # used at most
+ROWS = {"taylor": 128, "hessian": 64}  # used at most
 BATCH = {"taylor": 32, "hessian": 1}
 
 
