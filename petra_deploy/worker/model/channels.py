@@ -10,7 +10,8 @@ the channels of a group must leave the outputs as they are, and removing half of
 the outputs' shapes as they are. What fails is refused with its reason.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,7 @@ from petra_deploy.worker.model.surgery import Coupling, Place, Side
 from petra_deploy.worker.model.trial import Tensors, Trial
 
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
+PATIENCE = 8.0  # seconds of this thread's work for one group; a large network's takes one
 OPAQUE = (nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)  # traced as one node each
 
 
@@ -114,6 +116,10 @@ def propose(model: nn.Module, example: Tensors) -> Couplings:
             )
     except Exception as error:  # the trace runs the user's forward, and has limits of its own
         return Couplings(refused={"*": f"the model cannot be traced ({cause(error)})"})
+    watch = _Watch()
+    for node in graph.module2node.values():
+        node.dependencies = _Watched(node.dependencies, watch)
+    watch.start = time.thread_time()
     order = {name: index for index, name in enumerate(names.values())}
     roots = [m for m in graph.module2node if isinstance(m, ROOTS) and m in names and not _depthwise(m)]
     roots.sort(key=lambda m: (graph.get_out_channels(m), order[names[m]]))  # parts before the whole they are joined to
@@ -123,6 +129,7 @@ def propose(model: nn.Module, example: Tensors) -> Couplings:
     for root in roots:
         if names[root] in seen:
             continue
+        watch.start = time.thread_time()
         try:
             with quiet():
                 group, reason = _read(graph, root, names, parameters)
@@ -200,6 +207,24 @@ def _side(graph: Any, module: nn.Module, handler: Callable[..., Any]) -> Side:
     if pruner.prune_out_channels == pruner.prune_in_channels:
         return "both"
     return "out" if handler == pruner.prune_out_channels else "in"
+
+
+@dataclass
+class _Watch:
+    start: float = 0.0
+
+
+class _Watched(list[Any]):
+    """A node's dependencies. torch_pruning goes round for ever where views and splits of channels make a circle."""
+
+    def __init__(self, items: Sequence[Any], watch: _Watch) -> None:
+        super().__init__(items)
+        self.watch = watch
+
+    def __iter__(self) -> Iterator[Any]:
+        if time.thread_time() - self.watch.start > PATIENCE:
+            raise RecursionError("its channels come back to themselves through views")
+        return super().__iter__()
 
 
 class _Recurrent(BasePruningFunc):  # type: ignore[misc]

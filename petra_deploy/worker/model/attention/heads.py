@@ -82,7 +82,7 @@ def attention_heads(model: nn.Module, trial: Trial) -> Found:
             taken |= window.layers
             known.append(right.key)
             found.append(right.heads)
-        elif any(COUNTS.search(count) for _, count, _ in _numbers(window)):
+        elif any(COUNTS.search(count) and module == window.owner for module, count, _ in _numbers(window)):
             refused.setdefault(window.owner or window.out, window)
     names = [f"{heads.name}." for heads in found]
     mute = (n for n, w in refused.items() if not any(name.startswith(w.owner and f"{w.owner}.") for name in names))

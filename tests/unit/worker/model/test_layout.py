@@ -146,3 +146,26 @@ def test_a_model_that_takes_one_batch_size_only_still_has_groups() -> None:
     signature = Signature(inputs=(), outputs=())
     facts = layout(Adapter(Fixed(), ("x",)).eval(), (torch.randn(4, 6),), "module", signature, finders())
     assert [group.name for group in facts.groups] == ["first"]
+
+
+class MapAttention(nn.Module):
+    """Attention over a feature map, in views that torch_pruning follows round and round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.proj = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 48, 1), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        rows, width, high, wide = x.shape
+        q, k, v = self.qkv(x).view(rows, 3, 4, width // 4, high * wide).unbind(1)
+        shares = (q.transpose(-2, -1) @ k).softmax(-1)
+        y = (v @ shares.transpose(-2, -1)).reshape(rows, width, high, wide)
+        return self.head((x + self.proj(y)).mean((2, 3)))
+
+
+def test_channels_without_an_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "PATIENCE", 0.3)
+    case = Case("map", MapAttention().eval(), {"image": (1, 8, 8)}, {})
+    assert "come back to themselves" in case.layout().refused["channels/qkv"]
