@@ -4,9 +4,9 @@ A technique module may define, beside its Protocol: `KIND` and `groups(look)`, w
 kind in a module (worker/model/layout.py), and `shrinker(model, example)`, by which Probe makes copies with one
 group of them made smaller; `fixed(layout, target)`, options that the target
 settles and the search does not turn; and `NEEDS_TRAINING = True`, without which it is offered even
-where there is no data to train on; `ORDER`, by which the search tries quantizers (lower first);
-`SETTLED = True`, by which every candidate takes it; and `OFF`, the sentence that says why it is searched
-only where the user asks for it (`--with`).
+where there is no data to train on; `TRAINING_KNOBS`, those of its knobs that are left out there; `ORDER`, by
+which the search tries quantizers (lower first); `SETTLED = True`, by which every candidate takes it; and `OFF`,
+the sentence that says why it is searched only where the user asks for it (`--with`).
 """
 
 from types import ModuleType
@@ -35,7 +35,7 @@ def run(job: Inspect, context: Context) -> Inspected:
         if reasons:
             unavailable[name] = "; ".join(reasons)
         else:
-            offers.append(_offer(name, technique, layout, job.target))
+            offers.append(_offer(name, technique, layout, job.target, job.workload.train is not None))
     served = job.target.runtime in registry.names("backend")  # a runtime without a backend here has no knobs
     backend = cast(Backend, registry.find("backend", job.target.runtime)) if served else None
     return Inspected(
@@ -89,13 +89,14 @@ def _reasons(technique: ModuleType, layout: Layout, workload: Workload, target: 
     return reasons
 
 
-def _offer(name: str, technique: ModuleType, layout: Layout, target: Target) -> Offer:
+def _offer(name: str, technique: ModuleType, layout: Layout, target: Target, trainable: bool) -> Offer:
+    idle = () if trainable else getattr(technique, "TRAINING_KNOBS", ())
     fixed = technique.fixed(layout, target) if hasattr(technique, "fixed") else {}
     return Offer(
         technique=name,
         phase=technique.PHASE,
         acts_on=technique.ACTS_ON,
-        knobs=dict(technique.knobs(layout, target)),
+        knobs={key: knob for key, knob in technique.knobs(layout, target).items() if key not in idle},
         fixed=dict(fixed),
         order=getattr(technique, "ORDER", 0),
         settled=getattr(technique, "SETTLED", False),

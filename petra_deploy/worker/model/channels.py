@@ -10,7 +10,8 @@ the channels of a group must leave the outputs as they are, and removing half of
 the outputs' shapes as they are. What fails is refused with its reason.
 """
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +23,12 @@ from torch_pruning.pruner.function import BasePruningFunc
 from petra_deploy.worker.model import surgery
 from petra_deploy.worker.model.adapter import submodule, submodules
 from petra_deploy.worker.model.quiet import cause, quiet
+from petra_deploy.worker.model.sizes import following
 from petra_deploy.worker.model.surgery import Coupling, Place, Side
 from petra_deploy.worker.model.trial import Tensors, Trial
 
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
+PATIENCE = 8.0  # seconds of this thread's work for one group; a large network's takes one
 OPAQUE = (nn.LSTM, nn.GRU, nn.RNN, nn.MultiheadAttention)  # traced as one node each
 
 
@@ -35,17 +38,19 @@ class Couplings:
     refused: dict[str, str] = field(default_factory=dict)  # layer -> reason
 
 
-def couplings(model: nn.Module, trial: Trial) -> Couplings:
-    """The groups of `model` that hold when tried."""
+def couplings(model: nn.Module, trial: Trial, elsewhere: Collection[str] = ()) -> Couplings:
+    """The groups of `model` that hold when tried, but for those that the layers `elsewhere` make."""
     proposed = propose(model, trial.feeds[0])
     refused = dict(proposed.refused)
     sound: list[Coupling] = []
     for group in proposed.groups:
-        reason = "it has one channel only" if group.width < 2 else breaks([group], trial)
-        if reason is None:
-            sound.append(group)
+        if any(maker in elsewhere for maker in group.makers):
+            continue
+        found = "it has one channel only" if group.width < 2 else settled(group, trial)
+        if isinstance(found, Coupling):
+            sound.append(found)
         else:
-            refused[group.name] = reason
+            refused[group.name] = found
     if mixes(sound, trial) is not None:  # rarely: so all at once first, in float64 it is the dearest test
         mixed = {group: mixes([group], trial) for group in sound}
         refused |= {group.name: reason for group, reason in mixed.items() if reason is not None}
@@ -60,6 +65,14 @@ def couplings(model: nn.Module, trial: Trial) -> Couplings:
         else:
             refused[group.name] = f"pruned together with other groups {reason}"
     return Couplings(tuple(together), refused)
+
+
+def settled(group: Coupling, trial: Trial) -> Coupling | str:
+    """The group, with the numbers that must follow its width where there are any, or why it cannot be cut."""
+    reason = breaks([group], trial)
+    if reason is None:
+        return group
+    return next((follower for follower in following(trial.model, group) if breaks([follower], trial) is None), reason)
 
 
 def breaks(groups: Sequence[Coupling], trial: Trial) -> str | None:
@@ -103,6 +116,10 @@ def propose(model: nn.Module, example: Tensors) -> Couplings:
             )
     except Exception as error:  # the trace runs the user's forward, and has limits of its own
         return Couplings(refused={"*": f"the model cannot be traced ({cause(error)})"})
+    watch = _Watch()
+    for node in graph.module2node.values():
+        node.dependencies = _Watched(node.dependencies, watch)
+    watch.start = time.thread_time()
     order = {name: index for index, name in enumerate(names.values())}
     roots = [m for m in graph.module2node if isinstance(m, ROOTS) and m in names and not _depthwise(m)]
     roots.sort(key=lambda m: (graph.get_out_channels(m), order[names[m]]))  # parts before the whole they are joined to
@@ -112,6 +129,7 @@ def propose(model: nn.Module, example: Tensors) -> Couplings:
     for root in roots:
         if names[root] in seen:
             continue
+        watch.start = time.thread_time()
         try:
             with quiet():
                 group, reason = _read(graph, root, names, parameters)
@@ -184,9 +202,29 @@ def _first(group: Coupling, graph: Any, model: nn.Module, order: dict[str, int])
 
 def _side(graph: Any, module: nn.Module, handler: Callable[..., Any]) -> Side:
     pruner = graph.get_pruner_of_module(module)
+    if isinstance(module, nn.Embedding):
+        return "out"
     if pruner.prune_out_channels == pruner.prune_in_channels:
         return "both"
     return "out" if handler == pruner.prune_out_channels else "in"
+
+
+@dataclass
+class _Watch:
+    start: float = 0.0
+
+
+class _Watched(list[Any]):
+    """A node's dependencies. torch_pruning goes round for ever where views and splits of channels make a circle."""
+
+    def __init__(self, items: Sequence[Any], watch: _Watch) -> None:
+        super().__init__(items)
+        self.watch = watch
+
+    def __iter__(self) -> Iterator[Any]:
+        if time.thread_time() - self.watch.start > PATIENCE:
+            raise RecursionError("its channels come back to themselves through views")
+        return super().__iter__()
 
 
 class _Recurrent(BasePruningFunc):  # type: ignore[misc]

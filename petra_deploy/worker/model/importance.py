@@ -1,10 +1,22 @@
-"""How much each channel or hidden unit matters, judged from weights alone.
+"""How much each channel, head or hidden unit matters.
 
     scores = channel_scores(model, coupling, "magnitude_l2", seed=0)    # float64, (width,)
     keep(small, {coupling: strongest(scores, 16)})
 
-A channel's score is the mean, over all layers that make or read it, of the norm of its weights there
-divided by the mean norm in that layer. Source: group importance of DepGraph, arXiv 2301.12900.
+Judged from weights alone, a channel's score is the mean, over all layers that make or read it, of the norm
+of its weights there divided by the mean norm in that layer (group importance of DepGraph, arXiv 2301.12900):
+
+| importance   | in each layer                                                     |
+|--------------|-------------------------------------------------------------------|
+| magnitude_l1 | sum of absolute weights                                           |
+| magnitude_l2 | Euclidean norm                                                    |
+| bn_scale     | absolute scale of the BatchNorm that follows (arXiv 1708.06519)   |
+| lamp         | squared norm over the sum of all that are no smaller (2010.07611) |
+| random       | by seed                                                           |
+
+"taylor" and "hessian" are judged from data: the score is the plain sum, over those layers, of what
+worker/training/saliency.py says of each weight, which is in units of the loss already. "lamp" was made to
+compare layers; here, where each group has its own ratio, it only weighs the layers of one group otherwise.
 """
 
 import math
@@ -20,30 +32,45 @@ from petra_deploy.worker.model.readers import Part
 from petra_deploy.worker.model.recurrent import Kept, Recurrence
 from petra_deploy.worker.model.surgery import Coupling, Place
 
-Importance = Literal["magnitude_l1", "magnitude_l2", "bn_scale", "random"]
+Importance = Literal["magnitude_l1", "magnitude_l2", "bn_scale", "lamp", "taylor", "hessian", "random"]
+FROM_DATA = ("taylor", "hessian")
 
 
 def channel_scores(model: nn.Module, group: Coupling, importance: Importance, seed: int) -> Tensor:
-    """Higher is more important. "bn_scale" ranks by |gamma| where a BatchNorm follows, else by magnitude_l2."""
+    """Higher is more important. "bn_scale" ranks by |gamma| where a BatchNorm follows, else by magnitude_l2.
+
+    For "taylor" and "hessian", `model` is the one that `saliency` made, whose weights are their own saliency.
+    """
     if importance == "random":
         return torch.rand(group.width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     norms = [place for place in group.places if place.dim is None and _has_scale(submodule(model, place.layer))]
     places = norms if importance == "bn_scale" and norms else group.places
-    order = 1.0 if importance == "magnitude_l1" else 2.0
+    order = 1.0 if importance in ("magnitude_l1", *FROM_DATA) else 2.0
     scores = [score for place in places for score in _of_place(model, place, order)]
-    return torch.stack(scores).mean(0) if scores else torch.zeros(group.width, dtype=torch.float64)
+    if not scores:
+        return torch.zeros(group.width, dtype=torch.float64)
+    if importance in FROM_DATA:
+        return torch.stack(scores).sum(0)
+    relative = [lamp(score) if importance == "lamp" else score / score.mean() for score in scores if score.any()]
+    return torch.stack(relative).mean(0) if relative else torch.zeros(group.width, dtype=torch.float64)
+
+
+def lamp(norms: Tensor) -> Tensor:
+    """Each squared norm over the sum of all that are no smaller."""
+    squares = norms.square()
+    order = squares.argsort(stable=True)
+    rest = squares[order].flip(0).cumsum(0).flip(0)  # of equals, the first counts the others as no smaller
+    return torch.empty_like(squares).index_copy_(0, order, squares[order] / rest)
 
 
 def _of_place(model: nn.Module, place: Place, order: float) -> list[Tensor]:
-    """One relative score, of the layer's weight; shifts and statistics say nothing about importance."""
+    """The norms in the layer's weight, if it has one; shifts and statistics say nothing about importance."""
     found = [values for name, values in surgery.weights(model, place) if name.startswith("weight")]
     if not found or not all(place.positions):
         return []
     flat = torch.cat([values.reshape(len(values), -1).double() for values in found], 1).cpu()
     entries = torch.linalg.vector_norm(flat, order, dim=1)
-    norms = torch.stack([torch.linalg.vector_norm(entries[list(at)], order) for at in place.positions])
-    mean = norms.mean()
-    return [norms / mean] if mean > 0 else []
+    return [torch.stack([torch.linalg.vector_norm(entries[list(at)], order) for at in place.positions])]
 
 
 def _has_scale(layer: nn.Module) -> bool:

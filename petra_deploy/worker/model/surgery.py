@@ -45,6 +45,7 @@ class Coupling:
     name: str  # the user's name of the first layer that makes these channels
     width: int
     places: tuple[Place, ...]
+    sizes: tuple[tuple[str, str], ...] = ()  # (module, attribute) of numbers that are its width
 
     @property
     def makers(self) -> tuple[str, ...]:
@@ -82,6 +83,9 @@ def keep(model: nn.Module, kept: Mapping[Coupling, Sequence[int]]) -> None:
             mask = masks.setdefault(_key(place), torch.ones(extent(model, place), dtype=torch.bool))
             mask[[position for channel in gone for position in place.positions[channel]]] = False
     select(model, {key: mask.nonzero().flatten() for key, mask in masks.items()})
+    for coupling, channels in kept.items():
+        for module, attribute in coupling.sizes:
+            setattr(submodule(model, module), attribute, len(channels))
 
 
 def reorder(model: nn.Module, coupling: Coupling, order: Sequence[int]) -> None:
@@ -90,7 +94,7 @@ def reorder(model: nn.Module, coupling: Coupling, order: Sequence[int]) -> None:
     for place in coupling.places:
         index = indices.setdefault(_key(place), torch.arange(extent(model, place)))
         for new, old in enumerate(order):
-            index[list(place.positions[new])] = torch.tensor(place.positions[old])
+            index[list(place.positions[new])] = torch.tensor(place.positions[old], dtype=torch.long)
     select(model, indices)
 
 

@@ -10,6 +10,7 @@ Two batch sizes are tried: a model whose code has a size written into it often s
 import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,12 @@ def outputs(model: nn.Module, example: Tensors) -> Tensors:
     """The outputs as they are in eval mode, every layer called by its own forward."""
     with torch.no_grad(), _unfused(), quiet():
         return tuple(model(*example))
+
+
+def alone(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What one part of a model answers to a recorded call, in the same way."""
+    with torch.no_grad(), _unfused(), quiet():
+        return module(*args, **kwargs)
 
 
 @contextlib.contextmanager

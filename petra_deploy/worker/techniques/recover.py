@@ -8,7 +8,6 @@ and are not needed. Source: knowledge distillation, arXiv 1503.02531.
 """
 
 import copy
-import math
 import time
 from dataclasses import dataclass
 from typing import Annotated
@@ -16,12 +15,10 @@ from typing import Annotated
 import torch
 from annotated_types import Ge, Gt, Le
 
-from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.training.loop import Course, fit
-from petra_deploy.worker.training.losses import Weights, distance_for
-from petra_deploy.worker.training.samples import Rows, batch_size
+from petra_deploy.worker.training.losses import Weights
+from petra_deploy.worker.training.recovery import Length, recovered
 
 PHASE = Phase.RECOVER
 ACTS_ON: ActsOn = "module"
@@ -58,39 +55,16 @@ def apply(model: torch.nn.Module, options: Options, tools: Tools) -> Applied:
     Raises Problem: "unsupported" where there is nothing to train on, "diverged" where the loss
     is no finite number, "mismatch" where the outputs are not those of the original.
     """
-    if tools.train is None or not len(tools.train):
-        raise Problem("unsupported", "recovery training needs training rows, and there are none",
-                      "give --data with at least a few hundred rows, or leave the step out")  # fmt: skip
-    teacher = tools.teacher_outputs()
-    try:
-        rows = Rows.of(tools.train, [spec.name for spec in tools.signature.inputs], teacher)
-        weights = Weights(options.distil, options.labels, options.temperature)
-        distance = distance_for(teacher, tools.train.target, tools.metric, weights)
-    except ValueError as error:
-        raise Problem("unsupported", f"recovery training: {error}") from error
-    course = Course(
-        epochs=options.epochs * tools.epochs_share,
-        lr=options.lr,
-        batch_size=batch_size(tools.signature, options.batch_size or _fitting(len(rows))),
-        weight_decay=options.weight_decay,
-        device=tools.device,
-    )
+    weights = Weights(options.distil, options.labels, options.temperature)
+    length = Length(epochs=options.epochs, lr=options.lr, batch_size=options.batch_size,
+                    weight_decay=options.weight_decay)  # fmt: skip
     start = time.monotonic()
     model = copy.deepcopy(model)
-    trained = fit(model, rows, distance, course, seed=tools.seed, log=tools.log)
+    trained = recovered(model, length, tools, weights)
     facts: dict[str, object] = {
-        "epochs": course.epochs,
+        "epochs": options.epochs * tools.epochs_share,
         "steps": trained.steps,
         "losses": [float(f"{loss:.4g}") for loss in trained.losses],
         "seconds": round(time.monotonic() - start, 2),
     }
     return Applied(model, facts=facts)
-
-
-def _fitting(rows: int) -> int:
-    """The batch size, a power of two, that leaves at least 64 steps an epoch; 16 to 128.
-
-    Few rows need small batches: a thousand rows in sixteens are back to the original's accuracy
-    in half of the epochs that they need in thirty-twos, and an epoch takes as long.
-    """
-    return min(max(16, 1 << int(math.log2(max(rows / 64, 1)))), 128)

@@ -19,6 +19,7 @@ Distillation: Hinton, Vinyals and Dean (arXiv 1503.02531), with its factor T^2 t
 gradients' size.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -40,6 +41,7 @@ _CLASS_METRICS = ("accuracy", "f1", "auc")
 _VALUE_METRICS = ("mse", "mae", "rmse", "r2", "cosine")
 _PEEK = 4096  # rows looked at to tell sorts and variances
 _TINY = 1e-6
+_SURE = 15.0  # a logit as good as certain
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,26 @@ def from_labels(output: Output, ours: Tensor, labels: Tensor) -> Tensor:
     if output.sort == "yes_no":
         return F.binary_cross_entropy_with_logits(_logits(output, ours), labels)
     return F.mse_loss(ours, labels) / output.variance
+
+
+def drawn(output: Output, values: Tensor, generator: torch.Generator) -> Tensor:
+    """An answer drawn from what the model itself holds likely, in the form of its outputs; on the CPU.
+
+    A class or a yes by its probability; a number with the outputs' variance around what was said. Against
+    its own plain answers a model has no gradient; against drawn ones that of the Fisher information
+    (Kunstner, Balles and Hennig, arXiv 1905.12558).
+    """
+    if output.sort == "values":
+        return values + math.sqrt(output.variance) * torch.randn(values.shape, generator=generator).to(values.dtype)
+    logits = _logits(output, values)
+    if output.sort == "yes_no":
+        sure = torch.bernoulli(torch.sigmoid(logits), generator=generator)
+    else:
+        shares = logits.softmax(output.axis).movedim(output.axis, -1)
+        picked = torch.multinomial(shares.reshape(-1, shares.shape[-1]), 1, generator=generator)
+        sure = F.one_hot(picked.reshape(shares.shape[:-1]), shares.shape[-1]).movedim(-1, output.axis).to(values.dtype)
+    certain: Tensor = sure if output.probabilities else _SURE * (2 * sure - 1)
+    return certain
 
 
 def _logits(output: Output, values: Tensor) -> Tensor:

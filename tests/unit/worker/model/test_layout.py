@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from petra_deploy.core.workload import BATCH, Signature, TensorSpec
 from petra_deploy.worker.jobs._techniques import finders
+from petra_deploy.worker.model import channels
 from petra_deploy.worker.model.adapter import Adapter
 from petra_deploy.worker.model.layout import layout
 from tests.models import CASES, Case
@@ -43,11 +44,12 @@ def test_depthwise_channels_go_with_those_that_feed_them() -> None:
 
 
 @pytest.mark.parametrize("case", ["torch_encoder", "hand_encoder"])
-def test_of_a_transformer_the_feed_forward_width_is_offered_and_attention_is_not(case: str) -> None:
+def test_of_a_transformer_the_stream_the_feed_forward_widths_and_the_heads_are_offered(case: str) -> None:
     facts = CASES[case]().layout()
-    offered = {group.name.rsplit(".", 1)[-1] for group in facts.of_kind("channels")}
-    assert offered in ({"linear1"}, {"up"})
-    assert len(facts.of_kind("channels")) == 2  # one a layer
+    offered = [group.name.rsplit(".", 1)[-1] for group in facts.of_kind("channels")]
+    assert offered in (["embed", "linear1", "linear1"], ["embed", "up", "up"])  # one feed-forward a layer
+    assert [group.width for group in facts.of_kind("heads")] == [2, 2]
+    assert all(group.macs and group.parameters for group in facts.groups)
 
 
 def test_parts_of_a_concat_are_groups_of_their_own() -> None:
@@ -145,3 +147,26 @@ def test_a_model_that_takes_one_batch_size_only_still_has_groups() -> None:
     signature = Signature(inputs=(), outputs=())
     facts = layout(Adapter(Fixed(), ("x",)).eval(), (torch.randn(4, 6),), "module", signature, finders())
     assert [group.name for group in facts.groups] == ["first"]
+
+
+class MapAttention(nn.Module):
+    """Attention over a feature map, in views that torch_pruning follows round and round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.proj = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 48, 1), nn.Conv2d(16, 16, 1)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        rows, width, high, wide = x.shape
+        q, k, v = self.qkv(x).view(rows, 3, 4, width // 4, high * wide).unbind(1)
+        shares = (q.transpose(-2, -1) @ k).softmax(-1)
+        y = (v @ shares.transpose(-2, -1)).reshape(rows, width, high, wide)
+        return self.head((x + self.proj(y)).mean((2, 3)))
+
+
+def test_channels_without_an_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channels, "PATIENCE", 0.3)
+    case = Case("map", MapAttention().eval(), {"image": (1, 8, 8)}, {})
+    assert "come back to themselves" in case.layout().refused["channels/qkv"]

@@ -50,7 +50,7 @@ def test_removing_channels_that_are_zero_changes_nothing(tmp_path: Path) -> None
 
 def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     case = CASES["cnn"]()
-    for importance in ("magnitude_l1", "magnitude_l2", "bn_scale", "random"):
+    for importance in ("magnitude_l1", "magnitude_l2", "bn_scale", "lamp", "taylor", "hessian", "random"):
         first, second = (
             prune.apply(case.adapter(), options(case, importance=importance), case.tools(tmp_path)).model.state_dict()
             for _ in range(2)
@@ -119,3 +119,67 @@ def test_a_pruned_model_exports_and_agrees_with_itself(tmp_path: Path) -> None:
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
     found = session.run(None, {"image": case.tensors(2)[0].numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(found), small(*case.tensors(2))[0], rtol=1e-3, atol=1e-4)
+
+
+def test_rounds_end_at_the_widths_of_one_and_train_between(tmp_path: Path) -> None:
+    case = CASES["resnet"]()
+    tools = case.tools(tmp_path, rows=32)
+    once = prune.apply(case.adapter(), options(case, 0.75, round_to=4), tools)
+    model = case.adapter()
+    before = copy.deepcopy(model.state_dict())
+    thrice = prune.apply(model, options(case, 0.75, round_to=4, rounds=3, epochs_between=1.0), tools)
+    assert thrice.facts["widths"] == once.facts["widths"]
+    assert thrice.facts["parameters"] == once.facts["parameters"]
+    assert len(thrice.facts["losses_between"]) == 2
+    assert not once.facts["losses_between"]
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    shapes = [{k: v.shape for k, v in applied.model.state_dict().items()} for applied in (once, thrice)]
+    assert shapes[0] == shapes[1]
+
+
+def test_rounds_without_training_rows_are_a_problem(tmp_path: Path) -> None:
+    case = CASES["mlp"]()
+    with pytest.raises(Problem) as problem:
+        prune.apply(case.adapter(), options(case, rounds=2), case.tools(tmp_path, train=None))
+    assert problem.value.kind == "unsupported"
+    assert "training rows" in problem.value.reason
+
+
+class Sized(nn.Module):
+    """Its width stands beside its weights, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 16
+        self.first, self.second = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(torch.relu(self.first(x)).view(-1, self.width))
+
+
+def test_a_number_that_is_the_width_follows_it(tmp_path: Path) -> None:
+    case = Case("sized", Sized().eval(), {"x": (6,)}, {})
+    assert [group.name for group in case.layout().of_kind("channels")] == ["first"]
+    applied = prune.apply(case.adapter(), prune.Options(ratios={"first": 0.5}, round_to=1), case.tools(tmp_path))
+    assert applied.model.inner.width == 8
+    assert applied.model(*case.tensors(5))[0].shape == (5, 3)
+    assert case.module.width == 16
+
+
+def test_a_stream_of_zeros_goes_first_through_embeddings_norms_and_attention(tmp_path: Path) -> None:
+    case = CASES["hand_encoder"]()
+    gone = list(range(0, 32, 2))
+    module = case.module
+    with torch.no_grad():
+        for table in (module.embed, module.position):
+            table.weight[:, gone] = 0
+        for block in module.blocks:
+            for norm in (block.norm1, block.norm2):
+                norm.weight[gone], norm.bias[gone] = 0, 0
+            for layer in (block.proj, block.down):
+                layer.weight[gone], layer.bias[gone] = 0, 0
+        module.norm.weight[gone], module.norm.bias[gone] = 0, 0
+    applied = prune.apply(case.adapter(), prune.Options(ratios={"embed": 0.5}, round_to=16), case.tools(tmp_path))
+    torch.testing.assert_close(applied.model.inner.embed.weight, module.embed.weight[:, 1::2])
+    torch.testing.assert_close(applied.model.inner.head.weight, module.head.weight[:, 1::2])
+    assert applied.model.inner.blocks[0].qkv.weight.shape == (96, 16)  # heads stay as they are

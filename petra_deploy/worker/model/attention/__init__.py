@@ -1,0 +1,1 @@
+"""Attention whose heads and inputs can be cut: rewritten, read and pinned."""
