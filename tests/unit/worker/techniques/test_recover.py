@@ -13,6 +13,7 @@ from petra_deploy.core.metrics import SPECS
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import MetricSpec
 from petra_deploy.worker.techniques import recover
+from petra_deploy.worker.training.recovery import fitting
 from tests.models import CASES, Case
 
 
@@ -119,4 +120,4 @@ def test_a_rate_that_explodes_is_a_divergence(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("rows", "size"), [(20, 16), (1078, 16), (3000, 32), (5000, 64), (10**6, 128)])
 def test_the_batch_size_follows_the_rows(rows: int, size: int) -> None:
-    assert recover._fitting(rows) == size
+    assert fitting(rows) == size
