@@ -24,6 +24,7 @@ from petra_deploy.worker.training.average import Average
 from petra_deploy.worker.training.batchnorm import averaging, tracking
 from petra_deploy.worker.training.held_out import Held, Rounds
 from petra_deploy.worker.training.losses import Distance
+from petra_deploy.worker.training.memory import channels_last
 from petra_deploy.worker.training.objective import Objective
 from petra_deploy.worker.training.samples import Batch, Rows
 from petra_deploy.worker.training.threads import chosen
@@ -71,13 +72,17 @@ def fit(model: nn.Module, rows: Rows, loss: Distance | Objective, course: Course
     losses: list[float] = []
     generator = np.random.default_rng(seed)
     cuda = [torch.cuda.current_device()] if course.device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda), chosen(course.device) as threads, objective.watching(model):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        threads = stack.enter_context(chosen(course.device))
         torch.manual_seed(seed)
         trained = _trainable(model, material.only)
         model.to(course.device)
         objective.to(course.device)
-        batches = _batches(rows, material.mixed, size, generator, course.device,
-                           _images_last(model, rows, size, course.device))  # fmt: skip
+        example = rows.take(np.arange(size)).to(course.device).inputs
+        last = stack.enter_context(channels_last(model, example, course.device))
+        stack.enter_context(objective.watching(model))
+        batches = _batches(rows, material.mixed, size, generator, course.device, last)
         model.train()
         optimizer = _optimizer([*trained, *objective.parameters()], course)
         average = Average(trained, course.ema) if course.ema else None
@@ -102,8 +107,10 @@ def fit(model: nn.Module, rows: Rows, loss: Distance | Objective, course: Course
         rounds.restore(model)
         if steps:
             _refresh(model, batches, min(_STATISTICS // size + 1, per_epoch))
-        model.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return Trained(len(losses) and min(len(losses) * per_epoch, steps), tuple(losses), rounds.seen, rounds.best)
+    model.to("cpu").eval()
+    for p in model.parameters():
+        p.requires_grad_(p.is_floating_point())
+    return Trained(min(len(losses) * per_epoch, steps), tuple(losses), rounds.seen, rounds.best)
 
 
 def _step(
@@ -162,23 +169,6 @@ def _optimizer(trained: list[nn.Parameter], course: Course) -> torch.optim.Optim
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=course.lr, fused=course.device != "mps")
-
-
-def _images_last(model: nn.Module, rows: Rows, size: int, device: str) -> bool:
-    """Bring `model` into the memory layout it trains fastest in, and say whether channels come last.
-
-    2D convolutions gain a third; a model that calls `view` on its features cannot be run so.
-    """
-    if not any(isinstance(m, nn.Conv2d) for m in model.modules()) or any(p.ndim > 4 for p in model.parameters()):
-        return False
-    model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    try:
-        with torch.no_grad():
-            model(*rows.take(np.arange(size)).to(device, images_last=True).inputs)
-    except RuntimeError:
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return False
-    return True
 
 
 def _refresh(model: nn.Module, batches: Iterator[Batch], count: int) -> None:
