@@ -156,10 +156,10 @@ def _look(tried: Trial, name: str, layers: Sequence[str]) -> Encoder | str:
             return ""  # not each once, in this order
         inputs = [(given[0] if given else next(iter(named.values()), None)) for _, given, named, _ in seen]
         outputs = [result[0] if isinstance(result, tuple) and result else result for *_, result in seen]
-        for x in (*inputs, *outputs):
-            if not isinstance(x, Tensor) or x.ndim != 3 or x.shape != inputs[0].shape or not x.is_floating_point():
-                return ""
-        shapes.append(tuple(inputs[0].shape))
+        tensors = [x for x in (*inputs, *outputs) if isinstance(x, Tensor) and x.ndim == 3 and x.is_floating_point()]
+        if len(tensors) < 2 * len(layers) or len({x.shape for x in tensors}) > 1:
+            return ""
+        shapes.append(tuple(tensors[0].shape))
     rows = [len(feeds[0]) for feeds in tried.feeds]
     axis = next((1 - a for a in (0, 1) if all(shape[a] == n for shape, n in zip(shapes, rows, strict=True))), None)
     if axis is None:
@@ -177,8 +177,8 @@ def _look(tried: Trial, name: str, layers: Sequence[str]) -> Encoder | str:
 def _beside(given: Sequence[Any], named: Mapping[str, Any], length: int, rows: int) -> tuple[Beside, ...] | str:
     """What has an entry for each token; a sentence where something has two."""
     found = []
-    others = [*enumerate(given), *named.items()][1:]
-    for key, value in others:
+    others: list[tuple[int | str, Any]] = list(enumerate(given))
+    for key, value in [*others, *named.items()][1:]:
         if not isinstance(value, Tensor):
             continue
         axes = [a for a, size in enumerate(value.shape) if size == length and (a or value.shape[0] != rows)]

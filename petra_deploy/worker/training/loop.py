@@ -71,7 +71,8 @@ def fit(model: nn.Module, rows: Rows, loss: Distance | Objective, course: Course
     steps = max(round(course.epochs * per_epoch), 1 if course.epochs else 0)
     losses: list[float] = []
     generator = np.random.default_rng(seed)
-    cuda = [torch.cuda.current_device()] if course.device.startswith("cuda") else []
+    device = torch.device(course.device)
+    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=cuda))
         threads = stack.enter_context(chosen(course.device))

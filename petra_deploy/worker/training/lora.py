@@ -67,6 +67,7 @@ def added(model: nn.Module, rank: int, seed: int) -> Iterator[Adapters]:
     factors = tuple(p for _, change in changes.values() for p in change.parameters())
     others = tuple(p for p in model.parameters() if id(p) not in changes)
     hooks = []
+    orders = {id(module): (module, list(module._parameters)) for module, _ in places}
     for module, name in places:
         weight, change = changes[id(module._parameters[name])]
         parametrize.register_parametrization(module, name, change, unsafe=True)
@@ -78,6 +79,10 @@ def added(model: nn.Module, rank: int, seed: int) -> Iterator[Adapters]:
         for hook in hooks:
             hook.remove()
         _merge(places, changes)
+        for module, order in orders.values():  # a weight that was computed comes back as the last
+            kept = dict(module._parameters)
+            module._parameters.clear()
+            module._parameters.update({name: kept[name] for name in order})
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:

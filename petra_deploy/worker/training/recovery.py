@@ -146,7 +146,10 @@ def _objective(
             raise Problem("unsupported", "orthogonal: the model has no low-rank factors", "set it to 0")
         facts["factor_pairs"] = len(pairs)
         regularizers["orthogonal"] = lambda m: recipe.orthogonal * regularize.orthogonal(regularize.factors(m))
-    names = ["original", "labels", *(relations.names if relations else ()), *regularizers]
+    given = [name for name, weight in (("original", recipe.distil), ("labels", recipe.labels)) if weight]
+    if rows.target is None or not distance.outputs[0].labelled:
+        given = given[:1] if recipe.distil else []
+    names = [*given, *(relations.names if relations else ()), *regularizers]
     balance = Balance(names) if recipe.balance == "adaptive" else None
     return Objective(distance, relations, regularizers, balance)
 
