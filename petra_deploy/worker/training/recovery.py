@@ -54,10 +54,22 @@ class Recipe(Data):
     augment: Annotated[int, Ge(0)] = 0  # copies of the rows, mixed in pairs, that the original answers too
 
 
+@dataclass(frozen=True)
+class Recovery:
+    losses: tuple[float, ...]  # mean over each epoch
+    facts: dict[str, object]  # for a technique's own
+
+
 def recovered(
     model: nn.Module, recipe: Recipe, tools: Tools, *, only: Sequence[str] | None = None
 ) -> tuple[nn.Module, dict[str, object]]:
-    """A trained copy of `model`, on the CPU and in eval mode, and what there is to say of the training.
+    """A trained copy of `model`, and what there is to say of the training. Raises Problem as `train` does."""
+    model = copy.deepcopy(model)
+    return model, train(model, recipe, tools, only=only).facts
+
+
+def train(model: nn.Module, recipe: Recipe, tools: Tools, *, only: Sequence[str] | None = None) -> Recovery:
+    """Train `model` in place towards the original's answers and the labels; it ends on the CPU, in eval mode.
 
     `only`: names of the parameters that are trained (as named_parameters() gives them), all others
     stay. Raises Problem: "unsupported" where there is nothing to train on or a term finds nothing to act on,
@@ -67,7 +79,6 @@ def recovered(
         raise Problem("unsupported", "recovery training needs training rows, and there are none",
                       "give --data with at least a few hundred rows, or leave the step out")  # fmt: skip
     start = time.monotonic()
-    model = copy.deepcopy(model)
     answers = tools.teacher_outputs()
     facts: dict[str, object] = {}
     try:
@@ -101,13 +112,14 @@ def recovered(
         facts["weights"] = {name: float(f"{value:.4g}") for name, value in objective.balance.weights().items()}
     if trained.best is not None:
         facts |= {"best_epoch": trained.best, "held_out": [float(f"{loss:.4g}") for loss in trained.held_out]}
-    return model, {
+    told = {
         "epochs": course.epochs,
         "steps": trained.steps,
         "losses": [float(f"{loss:.4g}") for loss in trained.losses],
         **facts,
         "seconds": round(time.monotonic() - start, 2),
     }
+    return Recovery(trained.losses, told)
 
 
 def fitting(rows: int) -> int:
