@@ -160,7 +160,7 @@ def _look(tried: Trial, name: str, layers: Sequence[str]) -> Encoder | str:
         if len(tensors) < 2 * len(layers) or len({x.shape for x in tensors}) > 1:
             return ""
         shapes.append(tuple(tensors[0].shape))
-    rows = [len(feeds[0]) for feeds in tried.feeds]
+    rows = [next(len(t) for t in feeds if t.ndim) for feeds in tried.feeds]
     axis = next((1 - a for a in (0, 1) if all(shape[a] == n for shape, n in zip(shapes, rows, strict=True))), None)
     if axis is None:
         return "neither of the first two dimensions of its layers' inputs is that of the rows"

@@ -163,13 +163,15 @@ def _optimizer(trained: list[nn.Parameter], course: Course) -> torch.optim.Optim
     """AdamW with decay for matrices and kernels; none for biases, norms and other vectors.
 
     One kernel updates all parameters where there is one: on the CPU it costs a seventh of a loop
-    over sixty small tensors, which is a tenth of such a network's step.
+    over sixty small tensors, which is a tenth of such a network's step. It walks through memory, and goes
+    wrong without a word where a weight is a slice of something larger (torch 2.13); then the loop it is.
     """
+    dense = all(torch.empty_like(p).stride() == p.stride() for p in trained)
     groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": course.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=course.lr, fused=course.device != "mps")
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=course.lr, fused=dense and course.device != "mps")
 
 
 def _refresh(model: nn.Module, batches: Iterator[Batch], count: int) -> None:
