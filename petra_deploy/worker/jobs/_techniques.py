@@ -37,6 +37,10 @@ class Shrinkers:
         self._techniques = {t.KIND: t for t in loaded().values() if hasattr(t, "shrinker")}
         self._made: dict[str, Callable[[Group], nn.Module]] = {}
 
+    def shrinks(self, group: Group) -> bool:
+        """Whether a technique makes groups of this kind smaller; others are there to be found, not probed."""
+        return group.kind in self._techniques
+
     def without(self, group: Group) -> nn.Module:
         """A copy with half of the group's channels or units, or without the block.
 

@@ -43,12 +43,13 @@ def run(job: Probe, context: Context) -> Probed:
     workload = job.workload
     model = open_module(context.store, workload)
     calibration = Samples.open(context.store.path(workload.calibration.key))
+    shrinkers = Shrinkers(model, example_of(calibration, workload.signature))
     with _all_threads():
         forward = _forward_seconds(model, tensors(calibration.first(BATCH), workload.signature))
-        affordable = SECONDS / (len(job.layout.groups) + 1) / max(forward, 1e-9)
+        groups = tuple(group for group in job.layout.groups if shrinkers.shrinks(group))
+        affordable = SECONDS / (len(groups) + 1) / max(forward, 1e-9)
         rows = calibration.first(max(min(ROWS, int(affordable)), 8))
-        shrinkers = Shrinkers(model, example_of(calibration, workload.signature))
-        damages = damage(model, job.layout.groups, shrinkers, rows, workload.signature, context.log)
+        damages = damage(model, groups, shrinkers, rows, workload.signature, context.log)
         train = None
         if workload.train is not None:
             batch = tensors(Samples.open(context.store.path(workload.train.key)).first(BATCH), workload.signature)

@@ -31,7 +31,7 @@ from petra_deploy.worker.model.importance import Importance, channel_scores, rou
 from petra_deploy.worker.model.layout import Found, Look
 from petra_deploy.worker.model.surgery import Coupling
 from petra_deploy.worker.model.trial import Tensors, Trial
-from petra_deploy.worker.training.recovery import Length, recovered
+from petra_deploy.worker.training.recovery import Recipe, train
 from petra_deploy.worker.training.saliency import saliency
 
 PHASE = Phase.SHRINK
@@ -122,7 +122,7 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
         small, trial = _pruned(small, trial, current, widths, options, tools)
         if small is not before and index + 1 < options.rounds:
             small = surgery.own(small)
-            trained = recovered(small, Length(epochs=options.epochs_between), tools)
+            trained = train(small, Recipe(epochs=options.epochs_between), tools)
             losses += trained.losses
             trial = Trial(small, example)
             found = {group.name: group for group in channels.propose(small, example).groups}

@@ -11,8 +11,10 @@ def resolve(name: str) -> str:
     mps = torch.backends.mps.is_available()
     if name == "auto":
         return "cuda" if cuda else "mps" if mps else "cpu"
-    if (name.startswith("cuda") and not cuda) or (name == "mps" and not mps):
+    kind, _, index = name.partition(":")
+    if kind not in ("cuda", "mps", "cpu") or (index and not (kind == "cuda" and index.isdecimal())):
+        raise Problem("input", f"--device {name}: there is no such device", "choose auto, cuda, cuda:1, mps or cpu")
+    missing = (kind == "cuda" and not cuda) or (kind == "mps" and not mps)
+    if missing or (index and int(index) >= torch.cuda.device_count()):
         raise Problem("input", f"--device {name}: torch finds no such device here", "use --device auto, or cpu")
-    if not name.startswith("cuda") and name not in ("mps", "cpu"):
-        raise Problem("input", f"--device {name}: there is no such device", "choose auto, cuda, mps or cpu")
     return name

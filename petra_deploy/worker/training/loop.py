@@ -7,20 +7,25 @@
 The model is trained in place and comes back on the CPU, in eval mode, with BatchNorm statistics
 taken afresh from the training rows. On the CPU the same seed gives the same weights, but for what
 the number of threads does to the rounding of sums. Epochs may be a fraction: half an epoch sees
-half of the rows.
+half of the rows. `recovery.py` is what techniques call.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from petra_deploy.core.errors import Problem
+from petra_deploy.worker.training.average import Average
 from petra_deploy.worker.training.batchnorm import averaging, tracking
+from petra_deploy.worker.training.held_out import Held, Rounds
 from petra_deploy.worker.training.losses import Distance
+from petra_deploy.worker.training.memory import channels_last
+from petra_deploy.worker.training.objective import Objective
 from petra_deploy.worker.training.samples import Batch, Rows
 from petra_deploy.worker.training.threads import chosen
 
@@ -36,57 +41,105 @@ class Course:
     batch_size: int
     weight_decay: float = 0.01
     device: str = "cpu"
+    ema: float = 0.0  # decay, a step, of the average of the weights that is kept; 0: the last weights are
+    patience: int = 0  # epochs without a smaller loss on the held-out rows that end the training; 0: all epochs
 
 
 @dataclass(frozen=True)
 class Trained:
     steps: int
     losses: tuple[float, ...] = ()  # mean over each epoch
+    held_out: tuple[float, ...] = ()  # the distance on held-out rows after each epoch, where there are any
+    best: int | None = None  # the epoch whose weights were kept, from 1; None: the last
 
 
-def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, seed: int,
-        log: Callable[[str], None] = lambda line: None) -> Trained:  # fmt: skip
+@dataclass(frozen=True)
+class Material:
+    """What a training sees beside its rows, and which of the parameters it moves."""
+
+    mixed: Rows | None = None  # every second batch is of these
+    held_out: Rows | None = None  # never trained on: what `patience` watches
+    only: Sequence[nn.Parameter] | None = field(default=None)  # None: all parameters
+
+
+def fit(model: nn.Module, rows: Rows, loss: Distance | Objective, course: Course, *, seed: int,
+        log: Callable[[str], None] = lambda line: None, material: Material = Material()) -> Trained:  # fmt: skip
     """Train `model` in place. Raises Problem("diverged") when the loss is no finite number."""
+    objective = loss if isinstance(loss, Objective) else Objective(loss)
     size = min(course.batch_size, len(rows))
     per_epoch = max(len(rows) // size, 1)
     steps = max(round(course.epochs * per_epoch), 1 if course.epochs else 0)
     losses: list[float] = []
     generator = np.random.default_rng(seed)
-    cuda = [torch.cuda.current_device()] if course.device.startswith("cuda") else []
-    with torch.random.fork_rng(devices=cuda), chosen(course.device) as threads:
+    device = torch.device(course.device)
+    cuda = [torch.cuda.current_device() if device.index is None else device.index] if device.type == "cuda" else []
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=cuda))
+        threads = stack.enter_context(chosen(course.device))
         torch.manual_seed(seed)
-        model.requires_grad_(True).to(course.device)
-        batches = _batches(rows, size, generator, course.device, _images_last(model, rows, size, course.device))
+        trained = _trainable(model, material.only)
+        model.to(course.device)
+        objective.to(course.device)
+        example = rows.take(np.arange(size)).to(course.device).inputs
+        last = stack.enter_context(channels_last(model, example, course.device))
+        stack.enter_context(objective.watching(model))
+        batches = _batches(rows, material.mixed, size, generator, course.device, last)
         model.train()
-        optimizer = torch.optim.AdamW(_decayed(model, course.weight_decay), lr=course.lr)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        optimizer = _optimizer([*trained, *objective.parameters()], course)
+        average = Average(trained, course.ema) if course.ema else None
+        rounds = Rounds(course.patience, Held(objective.distance, material.held_out, size, course.device))
         for start in range(0, steps, per_epoch):
             part = min(per_epoch, steps - start)
             total = torch.zeros((), device=course.device)
-            for _ in range(part):
+            for step in range(start, start + part):
+                _set_rate(optimizer, course.lr * _rate(step, steps))
                 with threads.step():
-                    total += _step(model, next(batches), distance, optimizer)
-                rate.step()
+                    total += _step(model, next(batches), objective, optimizer, trained)
+                if average is not None:
+                    average.update()
             losses.append(_finite(total.item() / part, len(losses), course))
             if _worth_a_line(len(losses), math.ceil(steps / per_epoch)):
                 log(f"epoch {len(losses)}: loss {losses[-1]:.4f}")
+            with average.in_place() if average is not None else contextlib.nullcontext():
+                if rounds.enough(model):
+                    break
+        if average is not None:
+            average.keep()
+        rounds.restore(model)
         if steps:
             _refresh(model, batches, min(_STATISTICS // size + 1, per_epoch))
-        model.to("cpu").to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
-    return Trained(steps, tuple(losses))
+    model.to("cpu").eval()
+    for p in model.parameters():
+        p.requires_grad_(p.is_floating_point())
+    return Trained(min(len(losses) * per_epoch, steps), tuple(losses), rounds.seen, rounds.best)
 
 
-def _step(model: nn.Module, batch: Batch, distance: Distance, optimizer: torch.optim.Optimizer) -> Tensor:
+def _step(
+    model: nn.Module, batch: Batch, objective: Objective, optimizer: torch.optim.Optimizer, trained: list[nn.Parameter]
+) -> Tensor:
     optimizer.zero_grad(set_to_none=True)
-    loss = distance(model(*batch.inputs), batch.teacher, batch.target)
+    loss = objective(model, batch)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(model.parameters(), _CLIP)
+    nn.utils.clip_grad_norm_(trained, _CLIP)
     optimizer.step()
     return loss.detach()
 
 
-def _batches(rows: Rows, size: int, generator: np.random.Generator, device: str, images_last: bool) -> Iterator[Batch]:
+def _trainable(model: nn.Module, only: Sequence[nn.Parameter] | None) -> list[nn.Parameter]:
+    """What is trained; everything else of floating point is left alone."""
+    wanted = None if only is None else {id(p) for p in only}
+    for p in model.parameters():
+        p.requires_grad_(p.is_floating_point() and (wanted is None or id(p) in wanted))
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _batches(rows: Rows, mixed: Rows | None, size: int, generator: np.random.Generator, device: str,
+             images_last: bool) -> Iterator[Batch]:  # fmt: skip
     """Without end: each round over the rows in a new order; rows that fill no batch sit one round out."""
+    if mixed is not None:
+        sources = [_batches(part, None, size, generator, device, images_last) for part in (rows, mixed)]
+        while True:
+            yield from (next(source) for source in sources)
     while True:
         order = generator.permutation(len(rows))
         for start in range(0, len(order) - size + 1, size):
@@ -101,30 +154,24 @@ def _rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(steps - warm, 1)))
 
 
-def _decayed(model: nn.Module, decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices and kernels; none for biases, norms and other vectors."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": decay},
+def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _optimizer(trained: list[nn.Parameter], course: Course) -> torch.optim.Optimizer:
+    """AdamW with decay for matrices and kernels; none for biases, norms and other vectors.
+
+    One kernel updates all parameters where there is one: on the CPU it costs a seventh of a loop
+    over sixty small tensors, which is a tenth of such a network's step. It walks through memory, and goes
+    wrong without a word where a weight is a slice of something larger (torch 2.13); then the loop it is.
+    """
+    dense = all(torch.empty_like(p).stride() == p.stride() for p in trained)
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": course.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-
-
-def _images_last(model: nn.Module, rows: Rows, size: int, device: str) -> bool:
-    """Bring `model` into the memory layout it trains fastest in, and say whether channels come last.
-
-    2D convolutions gain a third; a model that calls `view` on its features cannot be run so.
-    """
-    if not any(isinstance(m, nn.Conv2d) for m in model.modules()) or any(p.ndim > 4 for p in model.parameters()):
-        return False
-    model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    try:
-        with torch.no_grad():
-            model(*rows.take(np.arange(size)).to(device, images_last=True).inputs)
-    except RuntimeError:
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return False
-    return True
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=course.lr, fused=dense and course.device != "mps")
 
 
 def _refresh(model: nn.Module, batches: Iterator[Batch], count: int) -> None:

@@ -62,7 +62,9 @@ class Output:
     labelled: bool = False  # the labels can be compared with this output
 
 
-def distance_for(teacher: Sequence[Array], target: Array | None, metric: MetricSpec, weights: Weights) -> Distance:
+def distance_for(
+    teacher: Sequence[Array], target: Array | None, metric: MetricSpec, weights: Weights
+) -> "OutputDistance":
     """The loss for a model with these outputs. Raises ValueError where nothing can be trained on.
 
     The loss itself raises Problem("mismatch") for outputs of other shapes than the original's.
@@ -71,21 +73,35 @@ def distance_for(teacher: Sequence[Array], target: Array | None, metric: MetricS
     if all(output.sort == "whole" for output in outputs):
         raise ValueError("every output is of whole numbers, through which no gradient passes")
 
-    def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+    return OutputDistance(outputs, weights)
+
+
+@dataclass(frozen=True)
+class OutputDistance:
+    """The weighted sum of two terms: the mean distance from the original's outputs, and from the labels."""
+
+    outputs: tuple[Output, ...]
+    weights: Weights
+
+    def __call__(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], labels: Tensor | None) -> Tensor:
+        found = list(self.terms(ours, theirs, labels).values())
+        return torch.stack(found).sum() if found else torch.zeros((), device=ours[0].device)
+
+    def terms(self, ours: Sequence[Tensor], theirs: Sequence[Tensor], labels: Tensor | None) -> dict[str, Tensor]:
+        """Each times its weight; a term of weight 0 is left out."""
         if [a.shape for a in ours] != [b.shape for b in theirs]:
             shapes = [[tuple(t.shape) for t in tensors] for tensors in (ours, theirs)]
             raise Problem("mismatch", f"the outputs have shapes {shapes[0]}, the original's {shapes[1]}")
-        terms = []
-        for index, (output, a, b) in enumerate(zip(outputs, ours, theirs, strict=True)):
+        weights, terms, found = self.weights, [], {}
+        for index, (output, a, b) in enumerate(zip(self.outputs, ours, theirs, strict=True)):
             if output.sort != "whole" and weights.distil:
                 judged = labels if index == 0 and output.labelled else None
                 terms.append(weights.distil * from_original(output, a, b.to(a.dtype), weights.temperature, judged))
-        total = torch.stack(terms).mean() if terms else torch.zeros((), device=ours[0].device)
-        if labels is not None and outputs[0].labelled and weights.labels:
-            total = total + weights.labels * from_labels(outputs[0], ours[0], labels)
-        return total
-
-    return distance
+        if terms:
+            found["original"] = torch.stack(terms).mean()
+        if labels is not None and self.outputs[0].labelled and weights.labels:
+            found["labels"] = weights.labels * from_labels(self.outputs[0], ours[0], labels)
+        return found
 
 
 def describe(values: Array, target: Array | None, metric: MetricSpec) -> Output:

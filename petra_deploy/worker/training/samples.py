@@ -56,6 +56,11 @@ class Rows:
     def __len__(self) -> int:
         return len(self.inputs[0])
 
+    def only(self, index: Array) -> "Rows":
+        """These rows alone, copied."""
+        target = None if self.target is None else self.target[index]
+        return Rows(tuple(v[index] for v in self.inputs), tuple(v[index] for v in self.teacher), target)
+
     def take(self, index: Array) -> Batch:
         """These rows, in this order, as tensors on the CPU."""
         return Batch(

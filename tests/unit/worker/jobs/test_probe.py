@@ -20,12 +20,13 @@ PROBED = {"residual": RESIDUAL} | {name: CASES[name] for name in ("torch_encoder
 
 
 @pytest.mark.parametrize("name", PROBED)
-def test_every_group_gets_a_finite_damage_and_costs_are_positive(name: str, tmp_path: Path) -> None:
+def test_every_group_that_shrinks_gets_a_finite_damage_and_costs_are_positive(name: str, tmp_path: Path) -> None:
     run = Inline(Store(tmp_path))
     case = PROBED[name]()
     facts = case.layout()
     found = run.must(Probe(workload=case.workload(run.store), layout=facts))
-    assert set(found.sensitivity) == {f"{g.kind}/{g.name}" for g in facts.groups}
+    smaller = {f"{g.kind}/{g.name}" for g in facts.groups if g.kind != "encoder"}  # which is a place, not a size
+    assert set(found.sensitivity) == smaller
     assert all(0 <= value <= 1000 for value in found.sensitivity.values())
     assert found.forward_seconds_per_row > 0
     assert found.train_seconds_per_row is not None

@@ -123,3 +123,13 @@ def test_a_model_of_a_fixed_batch_size_is_trained_at_that_size() -> None:
 
     assert batch_size(spec("batch"), 32) == 32
     assert batch_size(spec(4), 32) == 4
+
+
+def test_a_weight_that_is_a_slice_is_trained_as_any_other() -> None:
+    plain, sliced = seeded(), seeded()
+    wide = torch.zeros(3, 128)
+    wide[:, :64] = sliced.head.weight.detach()
+    sliced.head.weight = nn.Parameter(wide[:, :64])
+    train(plain, rows(), epochs=1)
+    train(sliced, rows(), epochs=1)
+    assert torch.allclose(plain.head.weight, sliced.head.weight, atol=1e-5)
