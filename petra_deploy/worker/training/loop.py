@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from petra_deploy.core.errors import Problem
+from petra_deploy.worker.model import masks
 from petra_deploy.worker.training.batchnorm import averaging, tracking
 from petra_deploy.worker.training.losses import Distance
 from petra_deploy.worker.training.samples import Batch, Rows
@@ -59,6 +60,7 @@ def fit(model: nn.Module, rows: Rows, distance: Distance, course: Course, *, see
         batches = _batches(rows, size, generator, course.device, _images_last(model, rows, size, course.device))
         model.train()
         optimizer = torch.optim.AdamW(_decayed(model, course.weight_decay), lr=course.lr)
+        masks.watch(optimizer, model)
         rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
         for start in range(0, steps, per_epoch):
             part = min(per_epoch, steps - start)
