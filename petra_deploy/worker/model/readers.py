@@ -7,7 +7,7 @@ One pass records what every layer with weights is given and answers. Then, for o
 the recurrent layer's answer is changed in that unit alone while the other layers repeat their
 recorded answers: whatever changes at their doors came straight from the unit, through operations
 without weights only. Norms keep features apart but for their statistics, so they let changes pass.
-A cell (nn.LSTMCell, nn.GRUCell, nn.RNNCell) is called step by step and may be given its own unit as its state.
+A layer or cell that is called step by step may be given its own unit as its state.
 """
 
 from collections.abc import Callable, Iterator
@@ -151,11 +151,11 @@ class _Replay:
         return forward
 
     def _only_the_unit(self, now: Tensor, before: Tensor) -> bool:
-        """Whether a cell is given its own answer as its state: what was changed in a unit is changed in that unit."""
-        if not isinstance(self.watched.module, nn.RNNCellBase) or now.shape != before.shape:
+        """Whether a layer is given its own answer as its state: what was changed in a unit is changed in that unit."""
+        if now.shape != before.shape:
             return False
         moved = (now != before).flatten(0, -2).any(0).nonzero().flatten().tolist()
-        return moved == sorted(self.features)
+        return moved == sorted(feature - self.source.offset for feature in self.features)
 
     def _note(self, layer: _Layer, now: Tensor, before: Tensor) -> None:
         module = layer.module

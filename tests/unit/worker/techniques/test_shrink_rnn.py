@@ -198,6 +198,41 @@ def test_cells_in_a_loop_lose_units_and_what_they_start_from_loses_them_too(
     torch.testing.assert_close(small(*case.tensors(4)), model(*case.tensors(4)))
 
 
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_layer_that_is_called_step_by_step_loses_units(cell: str, tmp_path: Path) -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn, self.head = getattr(nn, cell)(8, 16, 2, batch_first=True), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            state = None
+            for t in range(x.shape[1]):
+                y, state = self.rnn(x[:, t : t + 1], state)
+            return self.head(y[:, 0])
+
+    torch.manual_seed(0)
+    case = Case("loop", Loop().eval(), {"x": (4, 8)}, {})
+    silence(case.module.rnn, SILENT)
+    model = case.adapter()
+    small = shrink_rnn.apply(model, HALF, case.tools(tmp_path)).model
+    assert small.inner.rnn.hidden_size == 8
+    torch.testing.assert_close(small(*case.tensors(4)), model(*case.tensors(4)))
+
+
+def test_a_layer_that_hears_its_own_answer_is_refused() -> None:
+    class Echo(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell, self.head = nn.GRUCell(16, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.cell(x)
+            return self.head(self.cell(h, h))
+
+    assert "own units" in Case("echo", Echo().eval(), {"x": (16,)}, {}).layout().refused["units/cell"]
+
+
 def test_a_cell_whose_width_is_written_into_the_loop_is_refused(tmp_path: Path) -> None:
     case = Case("written", Stepwise("GRUCell", "written").eval(), {"x": (6, 8)}, {})
     assert "forward pass" in case.layout().refused["units/cells.0"]
