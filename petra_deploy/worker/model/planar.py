@@ -29,7 +29,7 @@ WHOLE = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
 
 
 def widen(model: ir.Model) -> dict[str, int]:
-    """Rewrite `model` in place; shapes of its values should be known (onnx.shape_inference)."""
+    """Rewrite `model` in place; shapes of its values should be known (worker/model/inferred.py)."""
     return _Planes(Bench(model)).run()
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from petra_deploy.worker.model.inferred import PRODUCT
 from petra_deploy.worker.model.tidy import strip
 from petra_deploy.worker.model.tidy.bench import Bench
 
@@ -24,7 +25,7 @@ UNARY = frozenset({
 })  # fmt: skip
 BROADCAST = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Where", "Equal", "And", "Or"})
 ROWS = frozenset({"LayerNormalization", "Softmax", "LogSoftmax"})
-PRODUCTS = frozenset({"MatMul", "Gemm"})
+PRODUCTS = frozenset({"MatMul", "Gemm", PRODUCT})
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class _Pick:
 
 
 def select_early(model: ir.Model) -> dict[str, int]:
-    """Rewrite `model` in place; shapes of its values should be known (onnx.shape_inference)."""
+    """Rewrite `model` in place; shapes of its values should be known (worker/model/inferred.py)."""
     return _Selections(Bench(model)).run()
 
 
@@ -122,7 +123,9 @@ class _Selections:
     def _through(self, value: ir.Value, pick: _Pick) -> ir.Value | None:
         """The selected part of `value`, computed from selected inputs; None where its operator does not permit."""
         node = value.producer()
-        if node is None or node.domain not in ("", "ai.onnx") or value.shape is None or len(node.outputs) > 1:
+        if node is None or value.shape is None or len(node.outputs) > 1:
+            return None
+        if node.domain not in ("", "ai.onnx") and node.op_type != PRODUCT:
             return None
         wanted = self._inputs(node, pick, value.shape.rank())
         if wanted is None:
@@ -137,7 +140,7 @@ class _Selections:
                 inputs.append(self._pick(node, source, _Pick(axis, pick.index)))
         if node.op_type == "Reshape":
             inputs[1] = self._target(node, value, pick.axis)
-        fresh = self.bench.node(node, node.op_type, inputs, dict(node.attributes))
+        fresh = self.bench.node(node, node.op_type, inputs, dict(node.attributes), domain=node.domain)
         fresh.name, fresh.outputs[0].type = node.name, value.type
         fresh.outputs[0].shape = ir.Shape([1 if i == pick.axis else d for i, d in enumerate(value.shape)])
         self.products += node.op_type in PRODUCTS
@@ -158,6 +161,9 @@ class _Selections:
             normed = (node.attributes["axis"].as_int() if "axis" in node.attributes else -1) % rank
             apart = axis < normed if kind == "LayerNormalization" else axis != normed
             return [axis, *rest] if apart else None
+        if kind == PRODUCT:  # a, b, scale of a ...; one scale for all rows
+            rows = axis == rank - 2 and ranks[0] == rank and _entries(self.bench, node.inputs[2]) == 1
+            return [axis, *rest] if rows else None
         if kind == "MatMul" and axis == rank - 2 and ranks[0] == rank:
             return [axis, None]
         if kind == "Gemm" and axis == 0 and not node.attributes.get("transA", ir.AttrInt64("transA", 0)).as_int():
@@ -213,6 +219,6 @@ class _Selections:
         return self.bench.initializer(np.array(wanted, np.int64))
 
 
-def _entries(bench: Bench, value: ir.Value) -> int:
+def _entries(bench: Bench, value: ir.Value | None) -> int:
     array = bench.constant(value)
     return 0 if array is None else int(array.size)

@@ -12,12 +12,10 @@ Source: measured here (docs/measurements.md, "Runtime settings and rewrites").
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-import onnx_ir as ir
-
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
 from petra_deploy.worker.model import graph, parity, planar
+from petra_deploy.worker.model.inferred import inferred
 
 PHASE = Phase.FINISH  # after the quantizers: whatever they left in float
 ACTS_ON: ActsOn = "graph"
@@ -48,7 +46,7 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
 
     Raises Problem("mismatch") where the graph then answers anything else.
     """
-    rewritten = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(str(model))))
+    rewritten = inferred(model)
     counts = planar.widen(rewritten)
     path = tools.scratch / "model.onnx"
     graph.save(rewritten, path)

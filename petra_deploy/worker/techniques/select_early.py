@@ -12,12 +12,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-import onnx_ir as ir
-
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
 from petra_deploy.worker.model import graph, parity, selection
+from petra_deploy.worker.model.inferred import inferred
 
 PHASE = Phase.REWRITE  # before the quantizers of graphs, which then see fewer rows
 ACTS_ON: ActsOn = "graph"
@@ -47,7 +45,7 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
     Raises Problem("mismatch") where the graph then answers anything else.
     """
     path = tools.scratch / "model.onnx"
-    rewritten = ir.from_proto(onnx.shape_inference.infer_shapes(onnx.load(str(model))))
+    rewritten = inferred(model)
     counts = selection.select_early(rewritten)
     if not counts["products"]:
         shutil.copyfile(model, path)

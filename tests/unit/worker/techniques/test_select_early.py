@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from petra_deploy.core import machine
+from petra_deploy.core.job import Transform
+from petra_deploy.core.store import Store
+from petra_deploy.core.strategy import Step, Strategy
+from petra_deploy.testing.inline import Inline
 from petra_deploy.worker.model import parity, work
 from petra_deploy.worker.model.export import export
 from petra_deploy.worker.techniques import select_early
@@ -76,6 +80,19 @@ def test_of_an_encoder_the_last_layer_alone_gets_smaller(tmp_path: Path) -> None
     source, result, facts = both(case, tmp_path)
     assert facts["products"] == 5  # scores, mixed values, projection, up, down
     assert 0.5 < macs(result, case) / macs(source, case) < 0.8
+
+
+@pytest.mark.parametrize("quantizer", ["quantize_inc", "quantize_ort"])
+def test_int8_products_get_one_row_too(quantizer: str, tmp_path: Path) -> None:
+    case, store = CASES["hand_encoder"](), Store(tmp_path)
+    facts = []
+    for steps in ((quantizer,), (quantizer, "select_early")):
+        strategy = Strategy(steps=tuple(Step(technique=name, options={}) for name in steps))
+        graph = Inline(store).must(Transform(workload=case.workload(store), strategy=strategy))
+        facts.append((graph.facts, macs(store.path(graph.key) / "model.onnx", case)))
+    (_, before), (told, after) = facts
+    assert told["select_early"]["products"] == 5  # type: ignore[index]
+    assert after < 0.8 * before
 
 
 @pytest.mark.parametrize("use", ["two", "channel", "batch", "mean"])
