@@ -214,7 +214,7 @@ class Encoding:
 def _optional(offer: Offer) -> bool:
     """Techniques without a strength of their own get an on-off gene, except quantizers and what is settled."""
     strength = any(knob.strength for knob in offer.knobs.values()) or "epochs" in offer.knobs
-    return offer.phase in (Phase.RECOVER, Phase.FINISH) and not strength and not offer.settled
+    return offer.phase in (Phase.RECOVER, Phase.REWRITE, Phase.FINISH) and not strength and not offer.settled
 
 
 def _seldom(knob: Knob) -> bool:

@@ -34,6 +34,7 @@ from petra_deploy.worker.backends._trt_cache import MODEL, TIMING, Provenance
 from petra_deploy.worker.backends._trt_runner import Runner
 from petra_deploy.worker.backends._trt_vendor import Vendor, admits
 from petra_deploy.worker.measure.lock import exclusive
+from petra_deploy.worker.model.zeros import two_of_four
 
 _LOG = logging.getLogger("petra_deploy")
 Feeds = dict[str, NDArray[Any]]
@@ -55,6 +56,8 @@ def build(
     """
     wanted = files.decode(dict(settings), Settings, "the runtime settings")
     vendor.load()
+    if wanted.sparse is None:
+        wanted = replace(wanted, sparse="2:4" in target.sparsity and two_of_four(model))
     index = _index(vendor, target, wanted)
     shutil.copyfile(model, folder / MODEL)
     capability = _capability(index, target)

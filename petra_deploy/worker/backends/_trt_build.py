@@ -30,7 +30,7 @@ class Settings(Data):
     optimization_level: Annotated[int, Ge(0), Le(5)] = 3  # how long the builder looks for fast kernels
     workspace_mb: Annotated[int, Ge(1)] | None = None  # memory that kernels may use; None: all there is
     tf32: bool = True  # FP32 products on Tensor Cores, with 10 bits of mantissa
-    sparse: bool = False  # use 2:4 zeros of weights, where the hardware can
+    sparse: bool | None = None  # use 2:4 zeros of weights; None: where there are any, and the target skips them
     version_compatible: bool = False  # newer releases of the same major version open the plan too
     hardware: Literal["this", "same_compute_capability", "ampere_plus"] = "this"  # that opens the plan
     sizes: dict[str, Range] = field(default_factory=dict)  # of dynamic dimensions by name: least, best, most
@@ -114,7 +114,7 @@ def _configure(trt: Any, config: Any, settings: Settings, vendor: Vendor) -> Non
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mb << 20)
     flags = {
         trt.BuilderFlag.TF32: settings.tf32,
-        trt.BuilderFlag.SPARSE_WEIGHTS: settings.sparse,
+        trt.BuilderFlag.SPARSE_WEIGHTS: bool(settings.sparse),
         trt.BuilderFlag.VERSION_COMPATIBLE: settings.version_compatible,
     }
     for flag, wanted in flags.items():

@@ -112,6 +112,7 @@ def _from_module(work: Work, steps: Sequence[Planned]) -> Path:
     signature, batches = work.job.workload.signature, parity.probes(work.calibration, work.job.workload.signature)
     first = [step for step in steps if step.prefix]
     rest = [step for step in steps if step.technique.ACTS_ON == "module" and not step.prefix]
+    rewrites = [step for step in rest if step.technique.PHASE == Phase.REWRITE]
     onward = [step for step in steps if step.technique.ACTS_ON == "graph"]
     model, done = _prefix.longest(work.job, work.context, [step.step for step in first], work.note)
     for index, step in enumerate(first[done:], done):
@@ -119,8 +120,10 @@ def _from_module(work: Work, steps: Sequence[Planned]) -> Path:
         if index + 1 == len(first):
             _prefix.keep(work.job, work.context, [s.step for s in first], model, work.facts)
     float_outputs = parity.run_module(model, signature, batches)
-    for step in rest:
+    for index, step in enumerate(rest, 1):
         model = _applied(work, step, model)
+        if index == len(rewrites):
+            work.facts["rewritten"] = _same(float_outputs, parity.run_module(model, signature, batches), rewrites, work)
     module_outputs = parity.run_module(model, signature, batches) if rest else float_outputs
     path = work.scratch / "exported.onnx"
     exported = work.timed("export", lambda: export(model, signature, example_of(work.calibration, signature), path))
@@ -166,6 +169,15 @@ def _graph_steps(work: Work, steps: Sequence[Planned], path: Path) -> Path:
 
 def _related(expected: parity.Outputs, found: parity.Outputs, work: Work) -> dict[str, object]:
     return parity.compare(expected, found, work.job.workload.signature, parity.RELATED)
+
+
+def _same(expected: parity.Outputs, found: parity.Outputs, steps: Sequence[Planned], work: Work) -> dict[str, object]:
+    """Facts of the comparison. Raises Problem("mismatch") where rewriting changed what the module answers."""
+    try:
+        return parity.compare(expected, found, work.job.workload.signature, parity.EXACT)
+    except Problem as problem:
+        names = ", ".join(step.step.technique for step in steps)
+        raise Problem("mismatch", f"the module is no longer the same after {names}: {problem.reason}") from problem
 
 
 def _applied(work: Work, planned: Planned, model: Any) -> Any:

@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from petra_deploy.worker.model import surgery
 from petra_deploy.worker.model.adapter import submodule
 from petra_deploy.worker.model.readers import Part
-from petra_deploy.worker.model.recurrent import Kept, Recurrence
+from petra_deploy.worker.model.recurrent import Kept, Recurrence, suffix
 from petra_deploy.worker.model.surgery import Coupling, Place
 
 Importance = Literal["magnitude_l1", "magnitude_l2", "bn_scale", "lamp", "taylor", "hessian", "random"]
@@ -107,17 +107,17 @@ def _unit_scores(model: nn.Module, group: Recurrence, part: Part) -> Tensor:
     """The product of the norms of what a unit receives and of what is read of it: float64, (units,)."""
     layer = submodule(model, group.name)
     depth, way = part
-    suffix = f"_l{depth}" + ("_reverse" if way else "")
-    width = group.width
+    end, width = suffix(layer, part), group.width
 
     def weight(name: str) -> Tensor:
         return cast(Tensor, getattr(layer, name)).detach().double().cpu()
 
-    received = torch.cat([weight(f"weight_ih{suffix}"), weight(f"weight_hh{suffix}")], 1)
+    received = torch.cat([weight(f"weight_ih{end}"), weight(f"weight_hh{end}")], 1)
     incoming = received.reshape(-1, width, received.shape[1]).square().sum((0, 2))
-    outgoing = weight(f"weight_hh{suffix}").square().sum(0)
+    projected = hasattr(layer, f"weight_hr{end}")
+    outgoing = weight(f"weight_hr{end}" if projected else f"weight_hh{end}").square().sum(0)
     for name in (f"weight_ih_l{depth + 1}", f"weight_ih_l{depth + 1}_reverse"):
-        if hasattr(layer, name):
+        if hasattr(layer, name) and not projected:
             outgoing += weight(name)[:, way * width : (way + 1) * width].square().sum(0)
     for (source, reader, side), positions in group.readers.items():
         if source == part:

@@ -7,6 +7,7 @@ One pass records what every layer with weights is given and answers. Then, for o
 the recurrent layer's answer is changed in that unit alone while the other layers repeat their
 recorded answers: whatever changes at their doors came straight from the unit, through operations
 without weights only. Norms keep features apart but for their statistics, so they let changes pass.
+A layer or cell that is called step by step may be given its own unit as its state.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from petra_deploy.worker.model.adapter import submodule, submodules
 from petra_deploy.worker.model.surgery import Side
 from petra_deploy.worker.model.trial import Tensors
 
-Part = tuple[int, int]  # (layer, direction) of a recurrent layer
+Part = tuple[int, int]  # (layer, direction) of a recurrent layer; (0, 0) of a cell
 Readers = dict[tuple[Part, str, Side], tuple[tuple[int, ...], ...]]  # unit -> positions
 NORMS = (nn.LayerNorm, _BatchNorm)
 
@@ -49,11 +50,11 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Source:
-    """One of a recurrent layer's answers: its sequence (0), or row `row` of a state (1, 2)."""
+    """One of a recurrent layer's answers: its sequence (0), or row `row` of a state (1, 2); a cell's states (0, 1)."""
 
     part: Part
     which: int
-    row: int
+    row: int | None  # None: all of the answer
     offset: int  # of unit 0 in the last dimension
 
 
@@ -62,7 +63,7 @@ def find_readers(model: nn.Module, name: str, feeds: Tensors) -> Readers:
     copied = surgery.twin(model)
     layers = [_Layer(n, m) for n, m in _with_weights(copied)]
     rnn = submodule(copied, name)
-    assert isinstance(rnn, nn.RNNBase)
+    assert isinstance(rnn, nn.RNNBase | nn.RNNCellBase)
     with torch.no_grad():
         for layer in layers:
             layer.module.forward = _recording(layer)
@@ -71,7 +72,7 @@ def find_readers(model: nn.Module, name: str, feeds: Tensors) -> Readers:
         if not replay.watched.calls:
             raise Unreadable("it is not called")
         readers: Readers = {}
-        for source in _sources(rnn, replay.watched):
+        for source in _sources(rnn, len(_answers(replay.watched.calls[0].result))):
             if not replay.changes(source, range(rnn.hidden_size)):
                 continue
             found = [replay.changes(source, [unit]) for unit in range(rnn.hidden_size)]
@@ -80,7 +81,7 @@ def find_readers(model: nn.Module, name: str, feeds: Tensors) -> Readers:
                 if not positions[0] or len({len(p) for p in positions}) > 1:
                     raise Unreadable(f"{reader[0]} reads some of its units only")
                 _merge(readers, (source.part, *reader), positions)
-    if not readers:
+    if not readers and not getattr(rnn, "proj_size", 0):
         raise Unreadable("no layer reads its units")
     return readers
 
@@ -90,11 +91,16 @@ def _merge(readers: Readers, key: tuple[Part, str, Side], positions: tuple[tuple
     readers[key] = tuple(tuple(dict.fromkeys((*a, *b))) for a, b in zip(before, positions, strict=True))
 
 
-def _sources(rnn: nn.RNNBase, watched: _Layer) -> Iterator[_Source]:
+def _sources(rnn: nn.RNNBase | nn.RNNCellBase, answers: int) -> Iterator[_Source]:
+    """Where units show. Those of a projecting LSTM (proj_size) show in its cell state alone."""
+    if isinstance(rnn, nn.RNNCellBase):
+        yield from (_Source((0, 0), which, None, 0) for which in range(answers))
+        return
     ways, last = 1 + rnn.bidirectional, rnn.num_layers - 1
-    for way in range(ways):
-        yield _Source((last, way), 0, 0, way * rnn.hidden_size)
-    for which in range(1, len(_answers(watched.calls[0].result))):
+    if not rnn.proj_size:
+        for way in range(ways):
+            yield _Source((last, way), 0, None, way * rnn.hidden_size)
+    for which in range(2 if rnn.proj_size else 1, answers):
         for depth in range(rnn.num_layers):
             for way in range(ways):
                 yield _Source((depth, way), which, depth * ways + way, 0)
@@ -129,8 +135,9 @@ class _Replay:
             layer.next += 1
             source, others = _split(args, kwargs)
             changed = not _equal(source, call.source)
-            if any(not _equal(a, b) for a, b in zip(others, call.others, strict=True)):
-                raise Unreadable(f"{layer.name} reads its units as more than its input")
+            for now, before in zip(others, call.others, strict=True):
+                if not _equal(now, before) and not (layer is self.watched and self._only_the_unit(now, before)):
+                    raise Unreadable(f"{layer.name} reads its units as more than its input")
             if layer is self.watched:
                 if changed:
                     raise Unreadable("it reads its own units")
@@ -143,17 +150,24 @@ class _Replay:
 
         return forward
 
+    def _only_the_unit(self, now: Tensor, before: Tensor) -> bool:
+        """Whether a layer is given its own answer as its state: what was changed in a unit is changed in that unit."""
+        if now.shape != before.shape:
+            return False
+        moved = (now != before).flatten(0, -2).any(0).nonzero().flatten().tolist()
+        return moved == sorted(feature - self.source.offset for feature in self.features)
+
     def _note(self, layer: _Layer, now: Tensor, before: Tensor) -> None:
         module = layer.module
         if now.shape != before.shape:
             raise Unreadable(f"the input of {layer.name} changes its shape")
-        if isinstance(module, nn.Linear | nn.RNNBase | nn.LayerNorm):
+        if isinstance(module, nn.Linear | nn.RNNBase | nn.RNNCellBase | nn.LayerNorm):
             dim = now.dim() - 1
         elif isinstance(module, _ConvNd | _BatchNorm | nn.PReLU):
             dim = 1
         else:
             raise Unreadable(f"{layer.name}, a {type(module).__name__}, reads its units")
-        side: Side = "in" if isinstance(module, nn.Linear | nn.RNNBase | _ConvNd) else "both"
+        side: Side = "in" if isinstance(module, nn.Linear | nn.RNNBase | nn.RNNCellBase | _ConvNd) else "both"
         try:
             surgery.axes(module, side)
         except TypeError as error:
@@ -164,10 +178,12 @@ class _Replay:
     def _disturbed(self, result: Any) -> Any:
         answers = [tensor.clone() for tensor in _answers(result)]
         target = answers[self.source.which]
-        if self.source.which:
+        if self.source.row is not None:
             target = target[self.source.row]
         noise = torch.randn((*target.shape[:-1], len(self.features)), generator=torch.Generator().manual_seed(1))
         target[..., self.features] += 3 * noise.to(target)  # large: it must show through maxima and rectifiers
+        if isinstance(result, Tensor):
+            return answers[0]
         return (answers[0], answers[1]) if len(answers) == 2 else (answers[0], (answers[1], answers[2]))
 
 
@@ -208,7 +224,9 @@ def _split(args: Any, kwargs: Any) -> tuple[Tensor, list[Tensor]]:
 
 
 def _answers(result: Any) -> list[Tensor]:
-    """Sequence and states of a recurrent layer's result, flat."""
+    """Sequence and states of a recurrent layer's result, or a cell's states, flat."""
+    if isinstance(result, Tensor):
+        return [result]
     sequence, state = result
     flat = [sequence, *state] if isinstance(state, tuple) else [sequence, state]
     if not all(isinstance(tensor, Tensor) for tensor in flat):

@@ -134,6 +134,8 @@ def axes(layer: nn.Module, side: Side) -> tuple[tuple[str, int], ...]:
         dims = {"weight": 0}
     elif isinstance(layer, nn.Embedding) and side != "in":
         names, dims = ("weight",), {"weight": 1}
+    elif isinstance(layer, nn.RNNCellBase) and side == "in":
+        names, dims = ("weight_ih",), {"weight_ih": 1}
     elif isinstance(layer, nn.RNNBase) and side == "in":
         names = tuple(n for n in ("weight_ih_l0", "weight_ih_l0_reverse") if hasattr(layer, n))
         dims = dict.fromkeys(names, 1)
@@ -195,7 +197,7 @@ def _resize(layer: nn.Module, side: Side, size: int) -> None:
         layer.num_parameters = size if layer.weight.numel() > 1 else 1
     elif isinstance(layer, nn.Embedding):
         layer.embedding_dim = size
-    elif isinstance(layer, nn.RNNBase):
+    elif isinstance(layer, nn.RNNBase | nn.RNNCellBase):
         layer.input_size = size
 
 

@@ -2,7 +2,8 @@
 
 Every layer and direction keeps its own most important units, equally many; the layers that read
 them lose the matching columns. Fewer units, trained long, beat every other way to speed up a
-recurrent network (docs/measurements.md). Who reads a unit is found by trying: worker/model/readers.py.
+recurrent network (docs/measurements.md). Who reads a unit is found by trying: worker/model/readers.py. Cells
+(nn.LSTMCell and the like) in a loop of the user's own are cut likewise, an LSTM with projections inside.
 
     Step(technique="shrink_rnn", options={"ratios": {"rnn": 0.75}, "round_to": 8})
 """
@@ -52,7 +53,8 @@ def shrinker(model: nn.Module, example: Tensors) -> Callable[[Group], nn.Module]
         if isinstance(found, str):
             raise LookupError(found)
         small = surgery.twin(model)
-        recurrent.cut(small, {found: strongest_units(model, found, math.ceil(group.width / 2))})
+        half = max(math.ceil(group.width / 2), recurrent.least(model, group.name))
+        recurrent.cut(small, {found: strongest_units(model, found, half)})
         return small
 
     return halved
@@ -89,7 +91,7 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
         found = recurrent.recurrence(model, name, trial)
         if isinstance(found, str):
             raise Problem("unsupported", f"the units of {name!r} cannot be removed: {found}")
-        width = rounded_width(found.width, ratio, options.round_to)
+        width = max(rounded_width(found.width, ratio, options.round_to), recurrent.least(model, name))
         widths[name] = [found.width, width]
         if width < found.width:
             kept[found] = strongest_units(model, found, width)

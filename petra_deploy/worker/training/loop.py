@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from petra_deploy.core.errors import Problem
+from petra_deploy.worker.model import masks
 from petra_deploy.worker.training.average import Average
 from petra_deploy.worker.training.batchnorm import averaging, tracking
 from petra_deploy.worker.training.held_out import Held, Rounds
@@ -86,6 +87,7 @@ def fit(model: nn.Module, rows: Rows, loss: Distance | Objective, course: Course
         batches = _batches(rows, material.mixed, size, generator, course.device, last)
         model.train()
         optimizer = _optimizer([*trained, *objective.parameters()], course)
+        masks.watch(optimizer, model)
         average = Average(trained, course.ema) if course.ema else None
         rounds = Rounds(course.patience, Held(objective.distance, material.held_out, size, course.device))
         for start in range(0, steps, per_epoch):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from petra_deploy.core.data import Data
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Tools
+from petra_deploy.worker.model import masks
 from petra_deploy.worker.training import lora, regularize
 from petra_deploy.worker.training.balance import Balance
 from petra_deploy.worker.training.held_out import apart
@@ -108,6 +109,7 @@ def train(model: nn.Module, recipe: Recipe, tools: Tools, *, only: Sequence[str]
             chosen, facts["lora_weights"] = adapters.trained, adapters.weights
         material = Material(mixed=more, held_out=held, only=chosen)
         trained = fit(model, learned, objective, course, seed=tools.seed, log=tools.log, material=material)
+    masks.hold(model)  # merged changes fill zeros
     if objective.balance is not None:
         facts["weights"] = {name: float(f"{value:.4g}") for name, value in objective.balance.weights().items()}
     if trained.best is not None:
