@@ -21,7 +21,9 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
     """
     keep: dict[tuple[str, str], float] = {}
     for step in strategy.steps:
-        for value in step.options.values():
+        for name, value in step.options.items():
+            if name == "keep_float":  # names parts too, and leaves them as large as they are
+                continue
             if isinstance(value, dict):
                 keep |= {(g.kind, g.name): 1.0 - float(value[g.name]) for g in plan.layout.groups if g.name in value}
             elif isinstance(value, list | tuple):
@@ -29,7 +31,7 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
     dropped = [name for (kind, name), share in keep.items() if kind == "block" and share == 0.0]
     total = left = counted = 0.0
     for group in plan.layout.groups:
-        if group.kind == "block":
+        if group.kind in ("block", "precision"):
             continue
         work = float(group.macs or group.parameters)
         total += work

@@ -103,10 +103,11 @@ class Encoding:
             gene = genome.get(f"{offer.technique}.{name}", 0.0)
             groups = self.plan.layout.of_kind(knob.per) if knob.per else ()
             if knob.kind == "subset":
-                taken = _least_sensitive(groups, gene * knob.high)
-                if not taken:
+                taken = _taken(groups, gene * knob.high, most_sensitive=knob.most_sensitive)
+                if not taken and knob.strength:
                     return None
-                options[name] = taken
+                if taken:
+                    options[name] = taken
             elif knob.per:
                 level = _value(knob, gene)
                 if knob.strength and float(str(level)) < _LEAST:
@@ -236,8 +237,10 @@ def _ranks(groups: Sequence[Group]) -> dict[str, float]:
     return {g.name: 2 * i / (len(order) - 1) - 1 for i, g in enumerate(order)}
 
 
-def _least_sensitive(groups: Sequence[Group], share: float) -> list[str]:
-    order = sorted(groups, key=lambda g: (g.sensitivity if g.sensitivity is not None else 0.0, g.name))
+def _taken(groups: Sequence[Group], share: float, *, most_sensitive: bool) -> list[str]:
+    """The names of a share of the groups: the least sensitive, or the most."""
+    order = sorted(groups, key=lambda g: (g.sensitivity if g.sensitivity is not None else 0.0, g.name),
+                   reverse=most_sensitive)  # fmt: skip
     return sorted(g.name for g in order[: round(share * len(order))])
 
 
