@@ -144,7 +144,7 @@ def test_where_int8_ruins_the_answers_the_culprit_stays_in_float_and_is_named(tm
     assert all(first["sqnr_db"] < other["sqnr_db"] for other in others)
     assert sum(worse.facts["int8"].values()) == 5  # type: ignore[attr-defined]
     assert sum(better.facts["int8"].values()) == 4  # type: ignore[attr-defined]
-    assert _sqnr(case, better.model) == pytest.approx(better.facts["sqnr_db"], abs=3)
+    assert _sqnr(case, worse.model) < 10 < _sqnr(case, better.model)
 
 
 def test_islands_are_not_spoken_of_where_none_are_needed(tmp_path: Path) -> None:
