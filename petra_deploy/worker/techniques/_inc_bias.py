@@ -76,14 +76,14 @@ def _error(model: GraphModule, value: Any) -> Tensor | None:
         shape = [-1 if axis == observer.ch_axis else 1 for axis in range(weight.dim())]
         scale, zero = scale.reshape(shape), zero.reshape(shape)
     steps = ((weight / scale).round() + zero).clamp(observer.quant_min, observer.quant_max)
-    return ((steps - zero) * scale - weight).to(weight.dtype)
+    error: Tensor = ((steps - zero) * scale - weight).to(weight.dtype)
+    return error
 
 
 def _own_bias(model: GraphModule, value: Any) -> Tensor | None:
     """The bias itself, through an observer; None where others read it too."""
     while isinstance(value, Node) and value.op == "call_module" and len(value.users) == 1:
         value = value.args[0]
-    if not isinstance(value, Node) or value.op != "get_attr" or len(value.users) != 1:
-        return None
-    found: Tensor | None = _tensor(model, value)
+    alone = isinstance(value, Node) and value.op == "get_attr" and len(value.users) == 1
+    found: Tensor | None = _tensor(model, value) if alone else None
     return found
