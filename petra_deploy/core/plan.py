@@ -26,7 +26,8 @@ class Group(Data):
     """Something of the model that can be made smaller as one unit.
 
     `kind` says by which sort of technique: "channels" (coupled channels of conv and linear
-    layers), "units" (hidden units of a recurrent layer), "block" (a removable block).
+    layers), "units" (hidden units of a recurrent layer), "block" (a removable block), "precision" (a part that
+    can be int8 or float; such groups may overlap those of the other kinds).
     """
 
     name: str  # the module's name in the user's model, as named_modules() gives it
@@ -64,9 +65,10 @@ class Knob(Data):
 
     `per` names a kind of group: the option then is {group name: value}, spread over the groups
     by their sensitivity; for a "subset" knob it is the list of group names taken, least sensitive
-    first, and the searched value is the share of groups. `ladder` holds known-good values from
-    mild to strong, from which the presets are made. A step whose `strength` knob is at `low`
-    does nothing and is left out; without a `ladder` presets leave it out, and most candidates do.
+    first (or, with `most_sensitive`, the other way round), and the searched value is the share of
+    groups. `ladder` holds known-good values from mild to strong, from which the presets are made.
+    A step whose `strength` knob is at `low` does nothing and is left out; without a `ladder`
+    presets leave it out, and most candidates do.
     """
 
     kind: Literal["real", "integer", "choice", "subset"]
@@ -77,6 +79,7 @@ class Knob(Data):
     per: str | None = None
     ladder: tuple[float, ...] = ()
     strength: bool = False
+    most_sensitive: bool = False
 
     @classmethod
     def real(
@@ -102,8 +105,11 @@ class Knob(Data):
         return cls(kind="choice", choices=choices, high=float(len(choices)))
 
     @classmethod
-    def subset(cls, per: str, *, high: float = 1.0, ladder: tuple[float, ...] = (), strength: bool = True) -> "Knob":
-        return cls(kind="subset", per=per, high=high, ladder=ladder, strength=strength)
+    def subset(
+        cls, per: str, *, high: float = 1.0, ladder: tuple[float, ...] = (), strength: bool = True,
+        most_sensitive: bool = False,
+    ) -> "Knob":  # fmt: skip
+        return cls(kind="subset", per=per, high=high, ladder=ladder, strength=strength, most_sensitive=most_sensitive)
 
 
 @dataclass(frozen=True, kw_only=True)

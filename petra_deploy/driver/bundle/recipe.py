@@ -40,7 +40,9 @@ class Architecture(Data):
             "inputs": layout.signature.inputs,
             "outputs": layout.signature.outputs,
             "operators": dict(sorted(layout.operators.items())),
-            "groups": tuple((group.name, group.kind, group.width) for group in layout.groups),
+            "groups": tuple(
+                (group.name, group.kind, group.width) for group in layout.groups if group.kind != "precision"
+            ),
             "parameters": layout.parameters,
         }
         return cls(fingerprint=hashlib.sha256(files.canonical(facts)).hexdigest(), **facts)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ May be called again for a better candidate: the new folder takes the old one's p
 
 import platform
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +71,7 @@ class Shipment:
 
 def write(folder: Path, shipment: Shipment, store: Store) -> m.Manifest:
     """Make `folder` the bundle of `shipment`; returns the manifest in it."""
-    engine, notes = shipment.engine, [*shipment.workload.notes, *shipment.notes]
+    engine, notes = shipment.engine, [*shipment.workload.notes, *shipment.notes, *_islands(shipment.chosen)]
     name = triton.model_name(shipment.workload.name)
     with files.new_folder(folder) as draft:
         _copy(store.path(engine.key), draft)
@@ -93,6 +94,18 @@ def write(folder: Path, shipment: Shipment, store: Store) -> m.Manifest:
         made = replace(made, files=hashes)
         files.write_json(draft / "manifest.json", made)
     return made
+
+
+def _islands(outcome: Outcome) -> Iterator[str]:
+    """What was left in float because int8 ruined the answers, and how badly it alone does."""
+    for technique, facts in (outcome.graph.facts if outcome.graph else {}).items():
+        if isinstance(facts, dict) and facts.get("islands"):
+            worst = ", ".join(f"{one['block']} ({one['sqnr_db']:.1f} dB)" for one in facts["culprits"])
+            yield (
+                f"{technique}: {', '.join(facts['islands'])} stayed in float, since int8 all over left "
+                f"{facts['sqnr_db_without_islands']:.1f} dB of signal to noise at the outputs, and now it is "
+                f"{facts['sqnr_db']:.1f} dB; in int8 alone: {worst}"
+            )
 
 
 def _example(backend: str) -> str:

@@ -21,10 +21,13 @@ def _lines(workload: Workload, inspected: Inspected, target: str) -> Iterator[st
     most = sorted(layout.operators.items(), key=lambda pair: -pair[1])
     yield f"operators   {', '.join(f'{count} {name}' for name, count in most)}"
     yield ""
-    yield f"{len(layout.groups)} groups can shrink"
-    for group in layout.groups:
+    shrinking = [group for group in layout.groups if group.kind != "precision"]
+    yield f"{len(shrinking)} groups can shrink"
+    for group in shrinking:
         size = f"{group.width} wide, {group.parameters:,} parameters, {group.macs:,} MACs"
         yield f"  {group.kind:<9} {group.name}: {size}"
+    if parts := layout.of_kind("precision"):
+        yield f"{len(parts)} parts can be int8 or float each: {', '.join(part.name for part in parts)}"
     yield ""
     yield f"for target {target} these techniques apply"
     for offer in inspected.offers:

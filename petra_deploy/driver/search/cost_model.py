@@ -13,7 +13,7 @@ from petra_deploy.core.strategy import Strategy
 
 _FLOOR = 0.04  # a small network still pays for Python and memory
 _WHOLE = ("block", "stage")  # kinds of groups that go as a whole
-_AGAIN = ("matrix", "kernel", "table", "resolution")  # kinds whose layers are in other groups, too
+_AGAIN = ("matrix", "kernel", "table", "resolution", "precision")  # kinds whose layers are in other groups, too
 
 
 def remaining_share(strategy: Strategy, plan: Plan) -> float:

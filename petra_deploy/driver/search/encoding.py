@@ -108,10 +108,11 @@ class Encoding:
                 gene = max(2 * gene - 1, 0.0)
             groups = self.plan.layout.of_kind(knob.per) if knob.per else ()
             if knob.kind == "subset":
-                taken = _least_sensitive(groups, gene * knob.high)
+                taken = _taken(groups, gene * knob.high, most_sensitive=knob.most_sensitive)
                 if knob.strength and not taken:
                     return None
-                options[name] = taken
+                if taken:
+                    options[name] = taken
             elif knob.per:
                 level = _value(knob, gene)
                 if knob.strength and float(str(level)) < _LEAST:
@@ -218,8 +219,8 @@ def _optional(offer: Offer) -> bool:
 
 
 def _seldom(knob: Knob) -> bool:
-    """A strength without known-good values: most candidates go without it."""
-    return knob.strength and not knob.ladder
+    """A strength, or a part of the groups, without known-good values: most candidates go without it."""
+    return (knob.strength or knob.kind == "subset") and not knob.ladder
 
 
 def _value(knob: Knob, gene: float) -> float | int | str:
@@ -250,8 +251,10 @@ def _ranks(groups: Sequence[Group]) -> dict[str, float]:
     return {g.name: 2 * i / (len(order) - 1) - 1 for i, g in enumerate(order)}
 
 
-def _least_sensitive(groups: Sequence[Group], share: float) -> list[str]:
-    order = sorted(groups, key=lambda g: (g.sensitivity if g.sensitivity is not None else 0.0, g.name))
+def _taken(groups: Sequence[Group], share: float, *, most_sensitive: bool) -> list[str]:
+    """The names of a share of the groups: the least sensitive, or the most."""
+    order = sorted(groups, key=lambda g: (g.sensitivity if g.sensitivity is not None else 0.0, g.name),
+                   reverse=most_sensitive)  # fmt: skip
     return sorted(g.name for g in order[: round(share * len(order))])
 
 

@@ -22,6 +22,7 @@ from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import Signature, TensorSpec
 from petra_deploy.worker.model import graph
 from petra_deploy.worker.model.quiet import cause, quiet
+from petra_deploy.worker.model.settle import settle
 
 OPSET = 20  # 23 brings an Attention that ONNX Runtime refuses with a broadcast mask
 
@@ -61,6 +62,8 @@ def export(
     graph.tidy(exported, lower=getattr(model, "meta", {}).get("lower", True))
     _name_dimensions(exported, signature)
     graph.save(exported, path)
+    if getattr(model, "meta", {}).get("lower") and settle(path):  # quantized, and for ONNX Runtime
+        exported = ir.load(path)
     return {"opset": exported.opset_imports[""], "operators": graph.operators(exported)}
 
 

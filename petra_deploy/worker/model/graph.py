@@ -15,12 +15,21 @@ from pathlib import Path
 import onnx_ir as ir
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.model.tidy import concat_norm, embedding, linear, pooling, recurrent, shape_constants, strip
+from petra_deploy.worker.model.tidy import (
+    concat_norm,
+    embedding,
+    float_layers,
+    linear,
+    pooling,
+    recurrent,
+    shape_constants,
+    strip,
+)
 from petra_deploy.worker.model.tidy.bench import Bench
 
 MOST_BYTES = 2**31 - 1  # of a protobuf message
 PORTABLE = (concat_norm, embedding, pooling, shape_constants)
-LOWERING = (linear, recurrent)
+LOWERING = (linear, recurrent, float_layers)
 
 
 def tidy(model: ir.Model, *, lower: bool = True) -> dict[str, int]:

@@ -25,17 +25,19 @@ NAME = "ort_static_quant"
 
 
 class OrtStaticConfig(INT8StaticQuantConfig):  # type: ignore[misc]
-    """INC's arguments, and: `reduce_range` (7-bit weights), `lstm`, `skip_head` (see Options)."""
+    """INC's arguments, and: `reduce_range` (7-bit weights), `lstm`, `skip_head`, `keep_float` (see Options)."""
 
     name = NAME
 
     def __init__(
-        self, *, reduce_range: bool = False, lstm: bool = True, skip_head: bool = False, **arguments: Any
-    ) -> None:
+        self, *, reduce_range: bool = False, lstm: bool = True, skip_head: bool = False,
+        keep_float: tuple[str, ...] = (), **arguments: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**arguments)
         self.reduce_range = reduce_range
         self.lstm = lstm
         self.skip_head = skip_head
+        self.keep_float = keep_float
 
 
 class OrtStaticQuantizer(W8A8PT2EQuantizer):  # type: ignore[misc]
@@ -50,7 +52,9 @@ class OrtStaticQuantizer(W8A8PT2EQuantizer):  # type: ignore[misc]
         weight = create_quant_spec_from_config(config.w_dtype, config.w_sym, config.w_granularity, config.w_algo)
         low, high = (-64, 63) if config.reduce_range else (-127, 127)
         weight = dataclasses.replace(weight, quant_min=low, quant_max=high)
-        return OrtQuantizer(activation, weight, lstm=config.lstm, skip_head=config.skip_head)
+        return OrtQuantizer(
+            activation, weight, lstm=config.lstm, skip_head=config.skip_head, keep_float=config.keep_float
+        )
 
     def convert(self, model: GraphModule, *_: Any, **__: Any) -> GraphModule:
         converted: GraphModule = convert_pt2e(model, fold_quantize=True)

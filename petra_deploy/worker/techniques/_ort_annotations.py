@@ -23,6 +23,9 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
+from petra_deploy.worker.model import scopes
+from petra_deploy.worker.model.precision import within
+
 aten = torch.ops.aten
 CONV = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
 CLAMP = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default, aten.clamp.default}
@@ -41,16 +44,20 @@ SMALL_HEAD = 16_384  # weights; below this the Q/DQ pair costs more than int8 sa
 
 
 class OrtQuantizer(Quantizer):  # type: ignore[misc]
-    """`activation` and `weight` are the specs to use; `skip_head` leaves the last layer in float."""
+    """`activation` and `weight` are the specs to use; `skip_head` leaves the last layer in float,
+    `keep_float` these modules of the user's.
+    """
 
     def __init__(
-        self, activation: QuantizationSpec, weight: QuantizationSpec, *, lstm: bool = True, skip_head: bool = False
-    ) -> None:
+        self, activation: QuantizationSpec, weight: QuantizationSpec, *, lstm: bool = True, skip_head: bool = False,
+        keep_float: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
         super().__init__()
         self.activation = activation
         self.weight = weight
         self.lstm = lstm
         self.skip_head = skip_head
+        self.keep_float = keep_float
         self.table = QuantizationSpec(  # of an embedding: one scale, so that int8 rows can be gathered
             torch.int8, MinMaxObserver, weight.quant_min, weight.quant_max, torch.per_tensor_symmetric
         )
@@ -58,7 +65,7 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]
     def annotate(self, model: GraphModule) -> GraphModule:
         integer: set[Node] = set()  # nodes whose output will be quantized
         for node in model.graph.nodes:
-            if node.op != "call_function" or Q_ANNOTATION_KEY in node.meta:
+            if node.op != "call_function" or Q_ANNOTATION_KEY in node.meta or part_of(node, self.keep_float):
                 continue
             if node.target in CONV or node.target is aten.linear.default:
                 self._weighted(node, integer)
@@ -97,8 +104,11 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]
         if _is_parameter(bias) and (conv or data.meta["val"].dim() == 2):
             specs[bias] = self._bias(node, data, weight)
         # A linear layer's float output is free (MatMulIntegerToFloat); quantize it for another one only.
-        integer_output = not head and (conv or all(user.target is aten.linear.default for user in tail.users))
+        integer_output = not head and (conv or all(self._takes_integers(user) for user in tail.users))
         self._mark(node, specs, integer, tail if integer_output else None)
+
+    def _takes_integers(self, node: Node) -> bool:
+        return node.target is aten.linear.default and not part_of(node, self.keep_float)
 
     def _arithmetic(self, node: Node, integer: set[Node]) -> None:
         operands = node.args[:2]
@@ -149,6 +159,15 @@ class OrtQuantizer(Quantizer):  # type: ignore[misc]
             qscheme=torch.per_channel_symmetric,
             ch_axis=0,
         )
+
+
+def part_of(node: Node, names: tuple[str, ...]) -> str:
+    """The one of the user's modules called `names` that the node is of: by its parameters, or by who called it."""
+    values = [value for value in node.all_input_nodes if _is_parameter(value)]
+    read = [scopes.parameter(str(value.target)) for value in values]
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path = str(stack[-1][0]).removeprefix("L['self'].") if stack else ""
+    return next((part for name in (*read, scopes.module(path)) if name and (part := within(name, names))), "")
 
 
 def _is_parameter(value: Any) -> bool:

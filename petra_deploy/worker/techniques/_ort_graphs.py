@@ -1,21 +1,24 @@
 """What the quantizers of onnxruntime.quantization share: preparation, calibration rows, the check after."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Layout, Tools
-from petra_deploy.worker.model import graph
+from petra_deploy.worker.model import graph, parity, precision, scopes
 from petra_deploy.worker.model.quiet import cause, quiet
+from petra_deploy.worker.model.settle import settle
 
 LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 WEIGHTED = (  # the same, and as modules
     "Conv1d", "Conv2d", "Conv3d", "ConvTranspose2d", "Linear", "MultiheadAttention",
     "Conv", "ConvTranspose", "Gemm", "MatMul",
 )  # fmt: skip
+_JUDGED = 2  # batches by which a quantized graph is compared with the float one
 BATCH_ROWS = 16  # rows a calibration batch; all activations of one batch are held at once
 
 
@@ -36,6 +39,38 @@ def prepared(model: Path, tools: Tools) -> Path:
     return path
 
 
+def within(graph: ir.Graph, parts: Sequence[str]) -> dict[str, list[str]]:
+    """The names of the nodes that are of each part of the model; a node's own name is a part too."""
+    found: dict[str, list[str]] = {part: [] for part in parts}
+    for node in graph:
+        for name in (node.name or "", *_modules(node)):
+            if name and (part := precision.within(name, parts)):
+                found[part].append(node.name or "")
+                break
+    return found
+
+
+def blocks(graph: ir.Graph, types: Sequence[str], most: int = 16) -> list[str]:
+    """The parts of the model that hold nodes of these types, in order; coarser names where there are more than `most`.
+
+    A node that no module is known of is a part by itself.
+    """
+    nodes = [node for node in graph if node.op_type in types and any(v and v.is_initializer() for v in node.inputs)]
+    names = [next((name for name in _modules(node) if name), node.name or "") for node in nodes]
+    deepest = max((name.count(".") for name in names), default=0)
+    for depth in range(deepest + 1, 0, -1):
+        found = list(dict.fromkeys(".".join(name.split(".")[:depth]) for name in names if name))
+        if len(found) <= most:
+            break
+    return found if names else []
+
+
+def _modules(node: ir.Node) -> list[str]:
+    """The modules that a node may be of: that whose parameters it reads, and that whose forward made it."""
+    read = [scopes.parameter(value.name or "") for value in node.inputs if value and value.is_initializer()]
+    return [*read, scopes.node(node.name or "")]
+
+
 def products(graph: ir.Graph) -> list[str]:
     """Names of the MatMul nodes of two activations, as in attention."""
     return [
@@ -46,13 +81,16 @@ def products(graph: ir.Graph) -> list[str]:
 
 
 def finished(
-    quantize: Callable[[Path], None], tools: Tools, hint: str, *, by: str = "onnxruntime.quantization", to: str = "int8"
-) -> tuple[Path, dict[str, int]]:
+    quantize: Callable[[Path], None], tools: Tools, hint: str, *, by: str = "onnxruntime.quantization",
+    to: str = "int8", lower: bool = False, name: str = "model",
+) -> tuple[Path, dict[str, int]]:  # fmt: skip
     """Let `quantize` write a file, tidy it, and count its operators with quantized inputs.
+
+    `lower`: for ONNX Runtime on a processor, to its own operators, and no weight unpacked at each call.
 
     Raises Problem("unsupported") where it fails or nothing was quantized.
     """
-    path = tools.scratch / "model.onnx"
+    path = tools.scratch / f"{name}.onnx"
     with quiet():
         try:
             quantize(path)
@@ -61,12 +99,33 @@ def finished(
         except Exception as error:
             raise Problem("unsupported", f"{by} fails on this graph: {cause(error)}") from error
     model = ir.load(path)
-    graph.tidy(model, lower=False)
+    graph.tidy(model, lower=lower)
+    graph.save(model, path)
+    if lower and (wide := settle(path)):
+        tools.log(f"float again, since ONNX Runtime has no integer kernel for them: {', '.join(wide)}")
+        model = ir.load(path)
     counts = graph.quantized(model)
     if not counts:
         raise Problem("unsupported", f"no operator of the graph became {to}", hint)
-    graph.save(model, path)
     return path, counts
+
+
+def judged(tools: Tools) -> Callable[[Path, Path], float]:
+    """What gives the SQNR in dB of a file's answers against another's, on calibration rows."""
+    first = tools.signature.inputs[0].shape
+    size = first[0] if first and isinstance(first[0], int) else BATCH_ROWS
+    batches = parity.probes(tools.calibration, tools.signature, [size] * _JUDGED)
+    answers: dict[Path, list[Any]] = {}
+
+    def of(path: Path) -> list[Any]:
+        return [np.concatenate(parts) for parts in zip(*parity.run_file(path, batches), strict=True)]
+
+    def judge(source: Path, path: Path) -> float:
+        if source not in answers:
+            answers[source] = of(source)
+        return precision.sqnr_db(answers[source], of(path))
+
+    return judge
 
 
 def calibration_reader(tools: Tools, rows: int) -> Any:

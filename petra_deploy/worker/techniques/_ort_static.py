@@ -18,13 +18,17 @@ class Static:
     types: list[str]  # of operators to quantize
     excluded: list[str]  # nodes among them to leave alone
     method: Method = "minmax"
+    percentile: float = 99.999  # of the "percentile" method: the range that so much of the values is in
     calibration_rows: int = 256
+    per_channel: bool = True  # a scale for each output channel of a weight, or one for all
     reduce_range: bool = False
     symmetric: bool = False  # int8 around zero, pairs at inputs only, biases in float; else uint8 activations
 
 
 def static(source: Path, path: Path, tools: Tools, wanted: Static) -> None:
-    """Write the quantized `source` to `path`. Weights are int8 per channel."""
+    """Write the quantized `source` to `path`. Ranges of activations are found once a scratch folder: other
+    calls with the same source, method and rows take them from there.
+    """
     from onnx import TensorProto
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
@@ -42,11 +46,13 @@ def static(source: Path, path: Path, tools: Tools, wanted: Static) -> None:
         nodes_to_exclude=wanted.excluded,
         activation_type=QuantType.QInt8 if wanted.symmetric else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        per_channel=True,
+        per_channel=wanted.per_channel,
         reduce_range=wanted.reduce_range,
         calibrate_method=methods[wanted.method],
+        calibration_cache_path=tools.scratch / f"ranges-{wanted.symmetric}.json",
         extra_options={
             "DefaultTensorType": TensorProto.FLOAT,
+            "CalibPercentile": wanted.percentile,
             "CalibStridedMinMax": 1,  # one batch at a time, so that memory is bounded
             "ActivationSymmetric": wanted.symmetric,
             "WeightSymmetric": True,

@@ -11,7 +11,7 @@ import pytest
 
 from petra_deploy.core import cpus, files
 from petra_deploy.core.machine import installed
-from petra_deploy.core.outcome import Certified, OnCpu
+from petra_deploy.core.outcome import Certified, Graph, OnCpu
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.bundle import recipe
@@ -53,6 +53,18 @@ def test_the_manifest_has_every_promised_field(shipment: Shipment, store: Store,
     assert m["machine"] == {"cpu": "test"}
     assert "few rows" in m["notes"]
     assert "the machine was busy" in m["notes"]
+
+
+def test_the_notes_name_what_int8_ruined(shipment: Shipment, store: Store, tmp_path: Path) -> None:
+    facts: dict[str, object] = {
+        "islands": ["stem"], "culprits": [{"block": "stem", "sqnr_db": 3.25}], "sqnr_db": 24.0,
+        "sqnr_db_without_islands": 2.0,
+    }  # fmt: skip
+    graph = Graph(key="g", signature=shipment.workload.signature, bytes=1, facts={"quantize_ort": facts, "opset": 20})
+    made = write(tmp_path / "bundle", replace(shipment, chosen=replace(shipment.chosen, graph=graph)), store)
+    (note,) = (note for note in made.notes if "stem" in note)
+    assert note.startswith("quantize_ort: stem stayed in float")
+    assert "stem (3.2 dB)" in note
 
 
 def test_hashes_are_of_the_files_there_and_of_the_kept_baseline(

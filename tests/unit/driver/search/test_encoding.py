@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from petra_deploy.core import files
-from petra_deploy.core.plan import Knob, Offer, Phase
+from petra_deploy.core.plan import Group, Knob, Offer, Phase
 from petra_deploy.driver.search.cost_model import CostModel, epochs_of, remaining_share
 from petra_deploy.driver.search.encoding import Encoding
 from tests.unit.driver.search import simulation
@@ -119,3 +119,25 @@ def test_a_strength_of_its_own_at_the_low_end_leaves_the_step_out():
     encoding = Encoding(plan, CostModel(plan, fixed=1.0), 0)
     assert encoding.decode({"downscale.factor": 0.3}, allowance=10).steps == ()
     assert options(encoding.decode({"downscale.factor": 1.0}, allowance=10), "downscale") == {"factor": 4.0}
+
+
+def test_parts_stay_in_float_most_sensitive_first_and_none_at_gene_zero():
+    encoding = simulation.encoding()
+    layout = encoding.plan.layout
+    parts = tuple(
+        Group(name=name, kind="precision", width=1, parameters=9, macs=0, sensitivity=damage)
+        for name, damage in (("layer0", 0.1), ("layer4", 0.9), ("layer7", 0.5), ("block0", 0.2))
+    )
+    knob = Knob.subset("precision", high=0.5, strength=False, most_sensitive=True)
+    offers = tuple(
+        replace(offer, knobs={**offer.knobs, "keep_float": knob}) if offer.technique == "quantize_inc" else offer
+        for offer in encoding.plan.offers
+    )
+    plan = replace(encoding.plan, offers=offers, layout=replace(layout, groups=(*layout.groups, *parts)))
+    mixed = replace(encoding, plan=plan)
+    genome = mixed.presets()[0]
+    assert mixed.decode(genome, allowance=10).steps == encoding.decode(genome, allowance=10).steps
+    halved = mixed.decode({**genome, "quantize_inc.keep_float": 1.0}, allowance=10)
+    assert options(halved, "quantize_inc")["keep_float"] == ["layer4", "layer7"]
+    blocks = mixed.decode({**genome, "quantize_inc.keep_float": 1.0, "drop_blocks.blocks": 0.0}, allowance=10)
+    assert remaining_share(blocks, plan) == remaining_share(encoding.decode(genome, allowance=10), encoding.plan)

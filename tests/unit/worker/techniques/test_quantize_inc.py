@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,11 +13,12 @@ import torch
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.target import Target
-from petra_deploy.worker.model import parity
+from petra_deploy.worker.model import parity, settle
 from petra_deploy.worker.model.export import export
 from petra_deploy.worker.techniques import quantize_inc
 from petra_deploy.worker.techniques.quantize_inc import Options
 from tests.models import CASES, Case, Inception, ResNet
+from tests.unit.worker.techniques.outliers import CULPRIT, spoiled
 
 CPU = Target(name="cpu", runtime="onnxruntime", device="cpu", precisions=("fp32", "int8"), instructions=("avx2",))
 
@@ -74,6 +76,83 @@ def test_reduced_range_keeps_weights_within_seven_bits(tmp_path: Path) -> None:
         )
     assert largest[False] == 127
     assert 60 < largest[True] <= 64
+
+
+@pytest.mark.parametrize("name", ["cnn", "torch_encoder", "hand_encoder", "lstm", "events", "two_inputs"])
+def test_no_weight_is_unpacked_at_each_call(name: str, tmp_path: Path) -> None:
+    _after_fusion(CASES[name](), tmp_path)
+    assert settle.unpacked(onnx.load(tmp_path / "optimized.onnx")) == {}
+
+
+def test_a_table_that_is_read_whole_stays_in_float(tmp_path: Path) -> None:
+    """Positions of a fixed length: their rows are constants, and would be unpacked at each call."""
+
+    class Positions(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.head = torch.nn.Embedding(6, 16), torch.nn.Linear(16, 2048)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(x + self.table(torch.arange(6)))
+
+    operators, _ = _after_fusion(Case("positions", Positions().eval(), {"x": (6, 16)}, {}), tmp_path)
+    assert settle.unpacked(onnx.load(tmp_path / "optimized.onnx")) == {}
+    assert operators["MatMulIntegerToFloat"] == 1
+
+
+def test_a_named_part_stays_in_float_between_integers(tmp_path: Path) -> None:
+    operators, _ = _after_fusion(CASES["cnn"](), tmp_path, Options(keep_float=("features.1",)))
+    assert operators["QLinearConv"] == 2
+    assert operators["Conv"] + operators["FusedConv"] == 1
+    kept = CASES["cnn"]().module.get_submodule("features.1.0").weight.shape
+    tensors = {t.name: t for t in onnx.load(tmp_path / "optimized.onnx").graph.initializer}
+    assert any(t.data_type == onnx.TensorProto.FLOAT and tuple(t.dims) == kept for t in tensors.values())
+
+
+def test_a_part_that_the_model_never_had_is_refused(tmp_path: Path) -> None:
+    case = CASES["mlp"]()
+    with pytest.raises(Problem, match=r"has no part 'layers.9'"):
+        quantize_inc.apply(case.adapter(), Options(keep_float=("layers.9",)), case.tools(tmp_path))
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_a_weight_has_a_scale_for_each_channel_or_one(granularity: Any, tmp_path: Path) -> None:
+    _after_fusion(CASES["cnn"](), tmp_path, Options(granularity=granularity))
+    model = onnx.load(tmp_path / "model.onnx")
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
+    scales = [
+        constants[node.input[1]].size
+        for node in model.graph.node
+        if node.op_type == "DequantizeLinear" and constants.get(node.input[0], np.empty(0)).ndim == 4
+    ]
+    assert scales == ([16, 32, 32] if granularity == "channel" else [1, 1, 1])
+
+
+def test_corrected_biases_are_those_of_the_definition(tmp_path: Path) -> None:
+    """One linear layer: b - E[(w' - w) x], with w' read from the file."""
+    layer = torch.nn.Linear(256, 128).eval()
+    case = Case("linear", layer, {"x": (256,)}, {})
+    tools = case.tools(tmp_path, rows=64)
+    applied = quantize_inc.apply(case.adapter(), Options(bias_correction=True, granularity="tensor"), tools)
+    assert applied.facts["biases_corrected"] == 1
+    export(applied.model, case.signature(), case.tensors(2), tmp_path / "model.onnx")
+    node = next(n for n in onnx.load(tmp_path / "model.onnx").graph.node if n.op_type == "MatMulIntegerToFloat")
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(tmp_path / "model.onnx").graph.initializer}
+    rounded = constants[node.input[1]] * constants[node.input[3]]
+    weight, bias = layer.weight.detach().numpy(), layer.bias.detach().numpy()
+    rows = tools.calibration.inputs["x"]
+    expected = bias - (rows @ (rounded - weight.T)).mean(0)
+    assert np.allclose(constants[node.input[6]], expected, atol=2e-3 * np.abs(bias).max())
+    assert not np.allclose(bias, expected, atol=1e-4)
+
+
+def test_where_int8_ruins_the_answers_the_culprit_stays_in_float_and_is_named(tmp_path: Path) -> None:
+    case = spoiled()
+    applied = quantize_inc.apply(case.adapter(), Options(), case.tools(tmp_path, rows=32))
+    assert applied.facts["sqnr_db_without_islands"] < 10 <= applied.facts["sqnr_db"]  # type: ignore[operator]
+    assert applied.facts["islands"] == [CULPRIT]
+    assert applied.facts["culprits"][0]["block"] == CULPRIT  # type: ignore[index]
+    assert applied.facts["float"] == {"linear": 1}
 
 
 def test_a_gru_is_refused_and_not_passed_on_in_float(tmp_path: Path) -> None:
