@@ -1,0 +1,362 @@
+"""From an ONNX graph to a flat Tape: one node after the other, each run on example rows as it is made.
+
+    flat = build(onnx.load(path), [rows of two, rows of three])
+
+Running along tells the shapes, by which sizes that an exporter wrote down become computed ones
+(reshape.py), and by which layers are told apart (BatchNorm1d or 2d). Constants are folded first.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from petra_deploy.worker.model.lift import layers, recurrent, reshape
+from petra_deploy.worker.model.lift.names import Paths, owner, scope
+from petra_deploy.worker.model.lift.operators import OPERATORS, PLAIN
+from petra_deploy.worker.model.lift.tape import Argument, Held, Literal, Ref, Scope, Step, Tape, run
+from petra_deploy.worker.model.lift.values import Unliftable, Value, tensor
+from petra_deploy.worker.model.quiet import cause
+from petra_deploy.worker.model.scopes import module as users
+
+CONTROL = ("If", "Loop", "Scan", "SequenceMap")
+_ZERO = frozenset(("Expand", "Slice", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Identity", "Cast", "Split",
+                   "Gather", "Tile"))  # fmt: skip
+_PLAIN_LENGTH = 64  # whole numbers in a list up to this long stay plain numbers
+
+
+@dataclass
+class Flat:
+    """The steps in order, the module path of each, and what its values look like in each run."""
+
+    tape: Tape
+    steps: list[Step] = field(default_factory=list)
+    scopes: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)  # of floating-point tensors
+
+
+def build(model: onnx.ModelProto, runs: Sequence[Sequence[Tensor]]) -> Flat:
+    """`runs`: the inputs, once for each batch size to try. Raises Unliftable."""
+    builder = _Builder(model.graph, next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), runs)
+    for index, node in enumerate(model.graph.node):
+        builder.add(index, node)
+    return builder.finish()
+
+
+def unknown(graph: onnx.GraphProto) -> str | None:
+    """Which operators have no counterpart, as a reason; None where all have."""
+    types = Counter(
+        node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}" for node in graph.node
+    )
+    if found := [name for name in types if name in CONTROL]:
+        return f"its control flow ({', '.join(sorted(found))}) is no sequence of layers"
+    known = {*OPERATORS, *layers.LAYERS, *recurrent.KINDS, "Constant", "com.microsoft.Gelu"}
+    if found := sorted(set(types) - known):
+        return f"operator{'s' if len(found) > 1 else ''} {', '.join(found)} cannot be lifted"
+    return None
+
+
+class _Builder:
+    def __init__(self, graph: onnx.GraphProto, opset: int, runs: Sequence[Sequence[Tensor]]) -> None:
+        self.graph, self.opset = graph, opset
+        self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+        self.names = [value.name for value in graph.input if value.name not in self.constants]
+        self.runs: list[dict[str, Value]] = [dict(zip(self.names, given, strict=True)) for given in runs]
+        self.users = Counter(name for node in graph.node for name in node.input)
+        self.users.update(value.name for value in graph.output)
+        self.readers = {name: node for node in graph.node for name in node.input}
+        self.paths, self.zeros, self.skipped = Paths(), set[str](), set[int]()
+        self.flat = Flat(Tape(tuple(self.names), tuple(value.name for value in graph.output), ()))
+        self.held: dict[str, str] = {}  # name of a constant -> path
+        self.parameters: dict[tuple[Any, ...], nn.Parameter] = {}
+        self.made: dict[tuple[Any, ...], str] = {}  # layer by its weights -> path
+        self._reserve()
+        for name in self.names:
+            self._note(name)
+
+    def _reserve(self) -> None:
+        for node in self.graph.node:
+            self._reserve_above(self._scope(node))
+        for name in self.constants:
+            self._reserve_above(owner(name))
+
+    def _reserve_above(self, path: str) -> None:
+        above, _, _ = path.rpartition(".")
+        if above:
+            self.paths.reserve(above)
+
+    def _scope(self, node: onnx.NodeProto) -> str:
+        return scope(node.name, {entry.key: entry.value for entry in node.metadata_props})
+
+    def add(self, index: int, node: onnx.NodeProto) -> None:
+        if index in self.skipped:
+            return
+        given = {a.name: _attribute(a) for a in node.attribute}
+        given |= {"opset": self.opset, "outputs": len([name for name in node.output if name])}
+        if self._is_zero(node, given):
+            self.zeros.update(node.output)
+        try:
+            if node.op_type == "Constant":
+                self.constants[node.output[0]] = _constant(given)
+            elif all(name in self.constants for name in node.input if name) and self._foldable(node):
+                self._fold(node, given)
+            elif node.op_type in recurrent.KINDS:
+                self._recurrent(node, given)
+            elif not self._layer(node, given):
+                self._operator(node, given)
+        except Unliftable as reason:
+            raise Unliftable(f"{node.op_type} ({node.name or node.output[0]}): {reason}") from None
+
+    def _foldable(self, node: onnx.NodeProto) -> bool:
+        return node.op_type in OPERATORS and node.op_type != "Dropout"
+
+    def _fold(self, node: onnx.NodeProto, given: dict[str, Any]) -> None:
+        values = [_literal(self.constants[name], node, place) if name else None for place, name in enumerate(node.input)]
+        try:
+            results = OPERATORS[node.op_type](given, *values)
+        except Unliftable:
+            raise
+        except Exception as error:
+            raise Unliftable(cause(error)) from error
+        for name, value in zip(node.output, results if isinstance(results, tuple) else (results,), strict=False):
+            self.constants[name] = tensor(value)
+
+    def _operator(self, node: onnx.NodeProto, given: dict[str, Any]) -> None:
+        if node.op_type not in OPERATORS:
+            raise Unliftable("its weights are computed, or of another form than torch's layer has")
+        inputs = tuple(self._argument(node, place, name) for place, name in enumerate(node.input))
+        if node.op_type == "Reshape":
+            given = self._with_plan(given, inputs, node)
+        self._step(Step(node.op_type, inputs, tuple(node.output), given), self._scope(node))
+
+    def _argument(self, node: onnx.NodeProto, place: int, name: str) -> Argument:
+        if not name:
+            return Literal(None)
+        if name not in self.constants:
+            return Ref(name)
+        value = _literal(self.constants[name], node, place)
+        return Held(self._hold(name, value)) if isinstance(value, Tensor) else Literal(value)
+
+    def _hold(self, name: str, value: Tensor) -> str:
+        if name not in self.held:
+            wanted = users(name) if "." in name else ""
+            path = self.paths.take("value", wanted, "constant_" + re.sub(r"\W+", "_", name).strip("_"))
+            trained = value.is_floating_point() and value.numel() > 1 and bool(torch.isfinite(value).all())
+            above = holder(self.flat.tape, path)
+            last = path.rpartition(".")[2]
+            if trained:
+                above.register_parameter(last, self._parameter(value))
+            else:
+                above.register_buffer(last, value.clone())
+            self.held[name] = path
+        return self.held[name]
+
+    def _parameter(self, value: Tensor) -> nn.Parameter:
+        """Matrices of one memory are one parameter; equal vectors are told apart, as exporters merge them."""
+        key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
+        if value.dim() < 2:
+            return nn.Parameter(value.clone())
+        if key not in self.parameters:
+            self.parameters[key] = nn.Parameter(value)
+        return self.parameters[key]
+
+    def _with_plan(self, given: dict[str, Any], inputs: tuple[Argument, ...], node: onnx.NodeProto) -> dict[str, Any]:
+        data = [values.get(node.input[0]) for values in self.runs]
+        if not all(isinstance(value, Tensor) for value in data) or given.get("allowzero"):
+            return given
+        target: list[Any] = []
+        if isinstance(inputs[1], Literal):
+            target = inputs[1].value
+        else:
+            seen = [values[node.input[1]] for values in self.runs]
+            if not all(isinstance(value, list) for value in seen):
+                return given
+            target = [None] * len(seen[0])
+        afters = [OPERATORS["Reshape"](given, *(self._value(a, values) for a in inputs)) for values in self.runs]
+        found = reshape.plan([tuple(v.shape) for v in data if v is not None], [tuple(a.shape) for a in afters], target)
+        return given if found is None else {**given, "plan": found}
+
+    def _layer(self, node: onnx.NodeProto, given: dict[str, Any]) -> bool:
+        """Add the node as a layer; False where it is no layer."""
+        constants = {place: self.constants[name] for place, name in enumerate(node.input) if name in self.constants}
+        table = node.op_type == "Gather" and 0 in constants and 1 not in constants
+        maker = layers.embedding if table else layers.LAYERS.get(node.op_type)
+        weight = 0 if table else 1
+        if maker is None or weight not in constants or not constants[weight].is_floating_point():
+            return False
+        source = node.input[1 if table else 0]
+        data = self.runs[0].get(source)
+        if not isinstance(data, Tensor):
+            return False
+        kept = {name: value for name, value in given.items() if name != "outputs"}
+        key = (node.op_type, tuple(node.input[1:] if not table else node.input[:1]), repr(sorted(kept.items())))
+        outputs = tuple(node.output[:1])
+        whole = constants[weight].dim() > 1  # equal vectors are merged by exporters, shared by nobody
+        path = self.made.get(key) if whole else None
+        if path is None:
+            about = layers.Node(given, constants, len([n for n in node.input if n]), data.dim(), tuple(data.shape),
+                                self._parameter)  # fmt: skip
+            layer = maker(about)
+            if layer is None:
+                return False
+            path = self._place(node, layer, key)
+        layer = self.flat.tape.get_submodule(path)
+        if isinstance(layer, nn.Linear) and node.op_type == "MatMul":
+            outputs = self._with_bias(node, layer) or outputs
+        argument: Argument = Ref(source)
+        if table:
+            argument = self._wrapped(source, constants[0].shape[0])
+        self._step(Step(node.op_type, (argument,), outputs, layer=path), path)
+        return True
+
+    def _place(self, node: onnx.NodeProto, layer: nn.Module, key: tuple[Any, ...] | None = None) -> str:
+        named = next((path for name in node.input if name in self.constants and (path := owner(name))), "")
+        path = self.paths.take(type(layer).__name__.lower(), named, self._scope(node))
+        holder(self.flat.tape, path).add_module(path.rpartition(".")[2], layer)
+        if key is not None:
+            self.made[key] = path
+        return path
+
+    def _with_bias(self, node: onnx.NodeProto, layer: nn.Linear) -> tuple[str, ...] | None:
+        """The output of the Add that alone reads this product, where it adds a constant to each feature."""
+        name = node.output[0]
+        reader = self.readers.get(name)
+        if reader is None or self.users[name] != 1 or reader.op_type != "Add" or layer.bias is not None:
+            return None
+        other = reader.input[1] if reader.input[0] == name else reader.input[0]
+        bias = self.constants.get(other)
+        if bias is None or bias.dim() != 1 or len(bias) != layer.out_features:
+            return None
+        layer.bias = self._parameter(bias)
+        self.skipped.add(next(i for i, n in enumerate(self.graph.node) if n is reader))
+        return (reader.output[0],)
+
+    def _wrapped(self, source: str, rows: int) -> Argument:
+        """Indices below zero count from the end: only where the example has some."""
+        if any(isinstance(v := values[source], Tensor) and bool((v < 0).any()) for values in self.runs):
+            raise Unliftable("indices below zero")
+        return Ref(source)
+
+    def _recurrent(self, node: onnx.NodeProto, given: dict[str, Any]) -> None:
+        constants = {place: self.constants[name] for place, name in enumerate(node.input) if name in self.constants}
+        places = len(node.input)
+        while places and not node.input[places - 1]:
+            places -= 1
+        if places > 4 and node.input[4]:
+            raise Unliftable("lengths of sequences")
+        if places > 7 and node.input[7]:
+            raise Unliftable("peepholes")
+        layer = recurrent.make(node.op_type, given, constants, min(places, 4) if node.input[min(places, 4) - 1] else 3)
+        path = self._place(node, layer)
+        base, where = f"{node.output[0] or node.output[1]}", self._scope(node)
+        x: Argument = self._argument(node, 0, node.input[0])
+        back = given.get("direction") == "reverse"
+        if back:
+            self._step(Step("petra.flip", (x,), (f"{base}:in",)), where)
+            x = Ref(f"{base}:in")
+        states = [n for n in node.input[5:places] if n]
+        inputs: tuple[Argument, ...] = (x,)
+        if states and not all(self._zero(name) for name in states):
+            arguments = tuple(self._argument(node, place, node.input[place]) for place in range(5, places))
+            if node.op_type == "LSTM":
+                if len(arguments) < 2:
+                    raise Unliftable("one initial state of two")
+                self._step(Step("petra.pair", arguments, (f"{base}:first",)), where)
+                arguments = (Ref(f"{base}:first"),)
+            inputs += arguments
+        self._step(Step(node.op_type, inputs, (f"{base}:raw", f"{base}:state"), layer=path), path)
+        raw = Ref(f"{base}:raw")
+        if back:
+            self._step(Step("petra.flip", (raw,), (f"{base}:out",)), where)
+            raw = Ref(f"{base}:out")
+        for place, name in enumerate(node.output):
+            if not name:
+                continue
+            if place == 0:
+                self._step(Step("petra.unstack", (raw,), (name,), given), where)
+            else:
+                picked = {"index": place - 1 if node.op_type == "LSTM" else None}
+                self._step(Step("petra.state", (Ref(f"{base}:state"),), (name,), picked), where)
+
+    def _zero(self, name: str) -> bool:
+        return name in self.zeros or (name in self.constants and not self.constants[name].any())
+
+    def _is_zero(self, node: onnx.NodeProto, given: dict[str, Any]) -> bool:
+        if node.op_type == "ConstantOfShape":
+            return "value" not in given or not given["value"].any()
+        if node.op_type == "Concat":
+            return all(self._zero(name) for name in node.input)
+        return node.op_type in _ZERO and self._zero(node.input[0])
+
+    def _step(self, step: Step, where: str) -> None:
+        for values in self.runs:
+            try:
+                results = run(self.flat.tape, step, [self._value(argument, values) for argument in step.inputs])
+            except Unliftable:
+                raise
+            except Exception as error:
+                raise Unliftable(cause(error)) from error
+            values.update({name: value for name, value in zip(step.outputs, results, strict=False) if name})
+        self.flat.steps.append(step)
+        self.flat.scopes.append(where)
+        for name in step.outputs:
+            self._note(name)
+
+    def _value(self, argument: Argument, values: dict[str, Value]) -> Value:
+        return self.flat.tape.value(argument, values)
+
+    def _note(self, name: str) -> None:
+        seen = [values.get(name) for values in self.runs]
+        if all(isinstance(value, Tensor) and value.is_floating_point() for value in seen):
+            self.flat.shapes[name] = tuple(tuple(value.shape) for value in seen if value is not None)
+
+    def finish(self) -> Flat:
+        for name in self.flat.tape.outputs:
+            if name in self.constants:
+                raise Unliftable(f"its output {name} is a constant")
+        return self.flat
+
+
+def holder(tape: nn.Module, path: str) -> nn.Module:
+    """The module above `path`; made of Scopes where it is not there yet."""
+    above = tape
+    for part in path.split(".")[:-1]:
+        child = above._modules.get(part)
+        if child is None:
+            child = Scope()
+            above.add_module(part, child)
+        above = child
+    return above
+
+
+def _literal(value: Tensor, node: onnx.NodeProto, place: int) -> Value:
+    """A constant as plain numbers where it is a size, an axis or a single number; else itself."""
+    wanted = place in PLAIN.get(node.op_type, ())
+    if value.dim() == 0 and value.dtype is not torch.float16 and value.dtype is not torch.bfloat16:
+        return value.item()
+    short = value.dtype is torch.int64 and value.numel() <= _PLAIN_LENGTH
+    return value.tolist() if value.dim() == 1 and (wanted or short) else value
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, onnx.TensorProto):
+        return torch.from_numpy(numpy_helper.to_array(value).copy())
+    return value.decode() if isinstance(value, bytes) else list(value) if not isinstance(value, int | float) else value
+
+
+def _constant(given: dict[str, Any]) -> Tensor:
+    for name, kind in (("value_int", torch.int64), ("value_ints", torch.int64), ("value_float", torch.float32),
+                       ("value_floats", torch.float32)):  # fmt: skip
+        if name in given:
+            return torch.tensor(given[name], dtype=kind)
+    if not isinstance(given.get("value"), Tensor):
+        raise Unliftable("a constant that is no tensor of numbers")
+    result: Tensor = given["value"]
+    return result
