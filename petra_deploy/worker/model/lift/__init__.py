@@ -60,7 +60,8 @@ def lift(path: Path, signature: Signature, calibration: Samples) -> Adapter:
         if reason := build.unknown(model.graph):
             raise Unliftable(reason)
         with torch.no_grad(), quiet():
-            module = Lifted(segments.fold(build.build(model, runs)))
+            rigid = all(isinstance(size, int) for spec in signature.inputs for size in spec.shape[1:])
+            module = Lifted(segments.fold(build.build(model, runs, rigid=rigid)))
     except Unliftable as reason:
         raise Problem("unsupported", str(reason)) from None
     return Adapter(module, [spec.name for spec in signature.inputs]).eval()

@@ -41,9 +41,10 @@ class Flat:
     shapes: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)  # of floating-point tensors
 
 
-def build(model: onnx.ModelProto, runs: Sequence[Sequence[Tensor]]) -> Flat:
-    """`runs`: the inputs, once for each batch size to try. Raises Unliftable."""
-    builder = _Builder(model.graph, next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), runs)
+def build(model: onnx.ModelProto, runs: Sequence[Sequence[Tensor]], *, rigid: bool) -> Flat:
+    """`runs`: the inputs, once for each batch size to try; `rigid`: nothing but the batch may change. Raises Unliftable."""
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    builder = _Builder(model.graph, opset, runs, rigid)
     for index, node in enumerate(model.graph.node):
         builder.add(index, node)
     return builder.finish()
@@ -63,8 +64,8 @@ def unknown(graph: onnx.GraphProto) -> str | None:
 
 
 class _Builder:
-    def __init__(self, graph: onnx.GraphProto, opset: int, runs: Sequence[Sequence[Tensor]]) -> None:
-        self.graph, self.opset = graph, opset
+    def __init__(self, graph: onnx.GraphProto, opset: int, runs: Sequence[Sequence[Tensor]], rigid: bool) -> None:
+        self.graph, self.opset, self.rigid = graph, opset, rigid
         self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
         self.names = [value.name for value in graph.input if value.name not in self.constants]
         self.runs: list[dict[str, Value]] = [dict(zip(self.names, given, strict=True)) for given in runs]
@@ -72,7 +73,9 @@ class _Builder:
         self.users.update(value.name for value in graph.output)
         self.readers = {name: node for node in graph.node for name in node.input}
         self.paths, self.zeros, self.skipped = Paths(), set[str](), set[int]()
-        self.flat = Flat(Tape(tuple(self.names), tuple(value.name for value in graph.output), ()))
+        self.tape = Tape(tuple(self.names), tuple(value.name for value in graph.output), ())
+        self.flat = Flat(self.tape)
+        self.joined: dict[str, tuple[int, list[str]]] = {}  # output of Concat -> its axis and parts, before the batch
         self.held: dict[str, str] = {}  # name of a constant -> path
         self.parameters: dict[tuple[Any, ...], nn.Parameter] = {}
         self.made: dict[tuple[Any, ...], str] = {}  # layer by its weights -> path
@@ -133,6 +136,10 @@ class _Builder:
         inputs = tuple(self._argument(node, place, name) for place, name in enumerate(node.input))
         if node.op_type == "Reshape":
             given = self._with_plan(given, inputs, node)
+        elif node.op_type == "Concat" and all(isinstance(argument, Ref) for argument in inputs):
+            self.joined[node.output[0]] = (given["axis"], list(node.input))
+        elif direct := self._direct(node, given):
+            inputs = (Ref(direct[0]), Literal(direct[1]))
         self._step(Step(node.op_type, inputs, tuple(node.output), given), self._scope(node))
 
     def _argument(self, node: onnx.NodeProto, place: int, name: str) -> Argument:
@@ -148,7 +155,7 @@ class _Builder:
             wanted = users(name) if "." in name else ""
             path = self.paths.take("value", wanted, "constant_" + re.sub(r"\W+", "_", name).strip("_"))
             trained = value.is_floating_point() and value.numel() > 1 and bool(torch.isfinite(value).all())
-            above = holder(self.flat.tape, path)
+            above = holder(self.tape, path)
             last = path.rpartition(".")[2]
             if trained:
                 above.register_parameter(last, self._parameter(value))
@@ -168,19 +175,30 @@ class _Builder:
 
     def _with_plan(self, given: dict[str, Any], inputs: tuple[Argument, ...], node: onnx.NodeProto) -> dict[str, Any]:
         data = [values.get(node.input[0]) for values in self.runs]
-        if not all(isinstance(value, Tensor) for value in data) or given.get("allowzero"):
+        seen = [self.tape.value(inputs[1], values) for values in self.runs]
+        if not all(isinstance(value, Tensor) for value in data) or not all(isinstance(each, list) for each in seen):
             return given
-        target: list[Any] = []
-        if isinstance(inputs[1], Literal):
-            target = inputs[1].value
-        else:
-            seen = [values[node.input[1]] for values in self.runs]
-            if not all(isinstance(value, list) for value in seen):
-                return given
-            target = [None] * len(seen[0])
-        afters = [OPERATORS["Reshape"](given, *(self._value(a, values) for a in inputs)) for values in self.runs]
-        found = reshape.plan([tuple(v.shape) for v in data if v is not None], [tuple(a.shape) for a in afters], target)
+        settled = self.rigid or isinstance(inputs[1], Literal)
+        target = [sizes[0] if settled and len(set(sizes)) == 1 else None for sizes in zip(*seen, strict=True)]
+        if given.get("allowzero") and 0 in target:
+            return given
+        afters = [OPERATORS["Reshape"](given, x, sizes) for x, sizes in zip(data, seen, strict=True)]
+        found = reshape.plan([tuple(x.shape) for x in data if x is not None], [tuple(a.shape) for a in afters], target)
         return given if found is None else {**given, "plan": found}
+
+    def _direct(self, node: onnx.NodeProto, given: dict[str, Any]) -> tuple[str, int] | None:
+        """Of a pick from several joined values: the one of them that it falls into, and the place in that one."""
+        joined = self.joined.get(node.input[0])
+        index = self.constants.get(node.input[1]) if node.op_type == "Gather" else None
+        if joined is None or index is None or index.dim() or given.get("axis", 0) != joined[0]:
+            return None
+        sizes = [self.runs[0][name].shape[joined[0]] for name in joined[1]]
+        place = int(index) % sum(sizes)
+        for name, size in zip(joined[1], sizes, strict=True):
+            if place < size:
+                return name, place
+            place -= size
+        return None
 
     def _layer(self, node: onnx.NodeProto, given: dict[str, Any]) -> bool:
         """Add the node as a layer; False where it is no layer."""
@@ -194,51 +212,45 @@ class _Builder:
         data = self.runs[0].get(source)
         if not isinstance(data, Tensor):
             return False
-        kept = {name: value for name, value in given.items() if name != "outputs"}
-        key = (node.op_type, tuple(node.input[1:] if not table else node.input[:1]), repr(sorted(kept.items())))
-        outputs = tuple(node.output[:1])
+        adding = self._adding(node, constants) if node.op_type == "MatMul" else None
+        bias = adding and next(name for name in adding.input if name in self.constants)
+        kept = sorted((name, value) for name, value in given.items() if name != "outputs")
+        key = (node.op_type, tuple(node.input[:1] if table else node.input[1:]), bias, repr(kept))
         whole = constants[weight].dim() > 1  # equal vectors are merged by exporters, shared by nobody
         path = self.made.get(key) if whole else None
         if path is None:
-            about = layers.Node(given, constants, len([n for n in node.input if n]), data.dim(), tuple(data.shape),
-                                self._parameter)  # fmt: skip
+            about = layers.Node(given, constants, len([n for n in node.input if n]), data.dim(), self._parameter)
             layer = maker(about)
             if layer is None:
                 return False
+            if bias and isinstance(layer, nn.Linear):
+                layer.bias = self._parameter(self.constants[bias])
             path = self._place(node, layer, key)
-        layer = self.flat.tape.get_submodule(path)
-        if isinstance(layer, nn.Linear) and node.op_type == "MatMul":
-            outputs = self._with_bias(node, layer) or outputs
-        argument: Argument = Ref(source)
-        if table:
-            argument = self._wrapped(source, constants[0].shape[0])
-        self._step(Step(node.op_type, (argument,), outputs, layer=path), path)
+        outputs = tuple(node.output[:1])
+        if adding:
+            outputs = (adding.output[0],)
+            self.skipped.add(next(i for i, n in enumerate(self.graph.node) if n is adding))
+        self._step(Step(node.op_type, (self._rows(source) if table else Ref(source),), outputs, layer=path), path)
         return True
 
     def _place(self, node: onnx.NodeProto, layer: nn.Module, key: tuple[Any, ...] | None = None) -> str:
         named = next((path for name in node.input if name in self.constants and (path := owner(name))), "")
         path = self.paths.take(type(layer).__name__.lower(), named, self._scope(node))
-        holder(self.flat.tape, path).add_module(path.rpartition(".")[2], layer)
+        holder(self.tape, path).add_module(path.rpartition(".")[2], layer)
         if key is not None:
             self.made[key] = path
         return path
 
-    def _with_bias(self, node: onnx.NodeProto, layer: nn.Linear) -> tuple[str, ...] | None:
-        """The output of the Add that alone reads this product, where it adds a constant to each feature."""
-        name = node.output[0]
-        reader = self.readers.get(name)
-        if reader is None or self.users[name] != 1 or reader.op_type != "Add" or layer.bias is not None:
+    def _adding(self, node: onnx.NodeProto, constants: dict[int, Tensor]) -> onnx.NodeProto | None:
+        """The Add that alone reads this product, where it adds a constant to each feature."""
+        name, reader = node.output[0], self.readers.get(node.output[0])
+        if reader is None or self.users[name] != 1 or reader.op_type != "Add" or constants[1].dim() != 2:
             return None
-        other = reader.input[1] if reader.input[0] == name else reader.input[0]
-        bias = self.constants.get(other)
-        if bias is None or bias.dim() != 1 or len(bias) != layer.out_features:
-            return None
-        layer.bias = self._parameter(bias)
-        self.skipped.add(next(i for i, n in enumerate(self.graph.node) if n is reader))
-        return (reader.output[0],)
+        bias = self.constants.get(reader.input[1] if reader.input[0] == name else reader.input[0])
+        return reader if bias is not None and tuple(bias.shape) == (constants[1].shape[1],) else None
 
-    def _wrapped(self, source: str, rows: int) -> Argument:
-        """Indices below zero count from the end: only where the example has some."""
+    def _rows(self, source: str) -> Argument:
+        """Of an embedding. In ONNX indices below zero count from the end, which torch's layer refuses."""
         if any(isinstance(v := values[source], Tensor) and bool((v < 0).any()) for values in self.runs):
             raise Unliftable("indices below zero")
         return Ref(source)
@@ -297,7 +309,7 @@ class _Builder:
     def _step(self, step: Step, where: str) -> None:
         for values in self.runs:
             try:
-                results = run(self.flat.tape, step, [self._value(argument, values) for argument in step.inputs])
+                results = run(self.tape, step, [self._value(argument, values) for argument in step.inputs])
             except Unliftable:
                 raise
             except Exception as error:
@@ -309,7 +321,7 @@ class _Builder:
             self._note(name)
 
     def _value(self, argument: Argument, values: dict[str, Value]) -> Value:
-        return self.flat.tape.value(argument, values)
+        return self.tape.value(argument, values)
 
     def _note(self, name: str) -> None:
         seen = [values.get(name) for values in self.runs]
@@ -317,9 +329,16 @@ class _Builder:
             self.flat.shapes[name] = tuple(tuple(value.shape) for value in seen if value is not None)
 
     def finish(self) -> Flat:
-        for name in self.flat.tape.outputs:
+        for name in self.tape.outputs:
             if name in self.constants:
                 raise Unliftable(f"its output {name} is a constant")
+        needed, kept = set(self.tape.outputs), []
+        for step, where in zip(reversed(self.flat.steps), reversed(self.flat.scopes), strict=True):
+            if needed.intersection(step.outputs):
+                needed.update(step.reads)
+                kept.append((step, where))
+        self.flat.steps = [step for step, _ in reversed(kept)]
+        self.flat.scopes = [where for _, where in reversed(kept)]
         return self.flat
 
 
@@ -348,7 +367,9 @@ def _attribute(attribute: onnx.AttributeProto) -> Any:
     value = onnx.helper.get_attribute_value(attribute)
     if isinstance(value, onnx.TensorProto):
         return torch.from_numpy(numpy_helper.to_array(value).copy())
-    return value.decode() if isinstance(value, bytes) else list(value) if not isinstance(value, int | float) else value
+    if isinstance(value, bytes | int | float):
+        return value.decode() if isinstance(value, bytes) else value
+    return [item.decode() if isinstance(item, bytes) else item for item in value]
 
 
 def _constant(given: dict[str, Any]) -> Tensor:

@@ -1,9 +1,8 @@
 """torch layers of ONNX nodes with constant weights.
 
-    layer = LAYERS["Conv"](node, weights)      # nn.Conv2d, with the node's own weights; None: not as a layer
+    layer = LAYERS["Conv"](node)      # nn.Conv2d with the node's weights; None: the node is of another form
 
-`weights` are the node's constant inputs by place, `rank` is the rank of its data input. Attributes
-and layouts: https://onnx.ai/onnx/operators.
+Attributes and layouts: https://onnx.ai/onnx/operators.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,7 +23,6 @@ class Node:
     constants: Mapping[int, Tensor]  # by place among the inputs
     places: int  # inputs that are not left out end before this place
     rank: int  # of the first input
-    sizes: tuple[Any, ...]  # of the first input
     parameter: Weights
 
     def constant(self, *places: int) -> bool:

@@ -16,13 +16,14 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Size:
-    """The product of these input sizes, over `parts`."""
+    """The product of these input sizes, over `parts`; of none: `number`."""
 
     axes: tuple[int, ...]
     parts: int = 1
+    number: int = 1
 
     def __call__(self, shape: Sequence[Any]) -> Any:
-        whole = math.prod(shape[axis] for axis in self.axes)
+        whole = math.prod((shape[axis] for axis in self.axes), start=self.number)
         return whole if self.parts == 1 else whole // self.parts
 
 
@@ -30,13 +31,13 @@ def plan(befores: Sequence[Shape], afters: Sequence[Shape], target: Sequence[Any
     """For each size of the output: how to compute it; None for what the target says anyway.
 
     `befores` and `afters` are the shapes seen in several runs; `target` is what the node was given,
-    with None for sizes that are no constants. None as a whole: the shapes do not align.
+    with None for sizes that differ from run to run. None as a whole: the shapes do not align.
     """
     aligned = [align(before, after) for before, after in zip(befores, afters, strict=True)]
     first = aligned[0]
     if first is None or any(other != first for other in aligned):
         return None
-    found: list[Size | None] = [None] * len(target)
+    found = [Size((), number=size) if isinstance(size, int) and size > 0 else None for size in target]
     for read, written in first:
         constant = [isinstance(target[axis], int) and target[axis] > 0 for axis in written]
         if len(written) == 1 and constant[0] and read:
