@@ -16,7 +16,7 @@ def make_plan(workload: Workload, target: Target, device: str, session: Session)
     """Inspect, then probe; what cannot be probed is searched without sensitivities, and said."""
     inspected: Inspected = session.must(Inspect(workload=workload, target=target, limits=session.limits()))
     layout, rate, forward = inspected.layout, None, 0.0
-    if not workload.is_graph:
+    if workload.has_layers:
         limits = replace(session.limits(), seconds=max(0.25 * session.seconds, 60.0))
         probed = session.run(Probe(workload=workload, layout=layout, device=device, limits=limits))
         if isinstance(probed, Failed):

@@ -8,6 +8,7 @@ where there is no data to train on; `ORDER`, by which the search tries quantizer
 and `SETTLED = True`, by which every candidate takes it.
 """
 
+from dataclasses import replace
 from types import ModuleType
 from typing import cast
 
@@ -50,7 +51,19 @@ def _layout(workload: Workload, context: Context) -> Layout:
         from petra_deploy.worker.model.graph_layout import graph_layout
         from petra_deploy.worker.workload.opened import open_graph
 
-        return graph_layout(open_graph(context.store, workload), workload.form, workload.signature)
+        found = graph_layout(open_graph(context.store, workload), workload.form, workload.signature)
+        return joined(found, _of_module(workload, context)) if workload.lifted else found
+    return _of_module(workload, context)
+
+
+def joined(graph: Layout, module: Layout) -> Layout:
+    """Of a graph and of the module that it was lifted into: operators of both, sizes of the file, groups of the module."""
+    return replace(
+        graph, operators=module.operators | graph.operators, groups=module.groups, refused=module.refused
+    )
+
+
+def _of_module(workload: Workload, context: Context) -> Layout:
     from petra_deploy.worker.model.export import example_of
     from petra_deploy.worker.model.layout import layout
     from petra_deploy.worker.model.quiet import cause
@@ -76,10 +89,10 @@ def _layout(workload: Workload, context: Context) -> Layout:
 
 def _reasons(technique: ModuleType, layout: Layout, workload: Workload, target: Target) -> list[str]:
     """Why the technique does not apply; empty where it does."""
-    if workload.is_graph and technique.ACTS_ON == "module":
+    if not workload.has_layers and technique.ACTS_ON == "module":
         form = FORMS.get(workload.form, workload.form)
         return [
-            f"the model came as {form}: its graph is fixed, so layers cannot be changed or trained "
+            f"the model came as {form}, and its graph cannot be lifted into layers: {workload.unlifted} "
             "(bring the nn.Module, as a pickled model or a state_dict with --model)"
         ]
     reasons = [str(reason) for reason in technique.obstacles(layout, target)]
