@@ -57,10 +57,11 @@ def _layout(workload: Workload, context: Context) -> Layout:
 
 
 def joined(graph: Layout, module: Layout) -> Layout:
-    """Of a graph and of the module that it was lifted into: operators of both, sizes of the file, groups of the module."""
-    return replace(
-        graph, operators=module.operators | graph.operators, groups=module.groups, refused=module.refused
-    )
+    """Of a graph and of its module: sizes of the file, groups of the module, its layers and what is left of the graph."""
+    from petra_deploy.worker.model.lift.layers import LAYERS
+
+    left = {name: count for name, count in graph.operators.items() if name not in LAYERS or name == "MatMul"}
+    return replace(graph, operators=left | module.operators, groups=module.groups, refused=module.refused)
 
 
 def _of_module(workload: Workload, context: Context) -> Layout:

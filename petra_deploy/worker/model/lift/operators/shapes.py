@@ -32,12 +32,10 @@ def _reshape(attributes: Attributes, x: Value, target: Value) -> Value:
         if not sizes:
             return flat[0]
         return tensor(flat).reshape(sizes)
-    plan = attributes.get("plan")
-    if plan is not None:
-        return x.reshape([size if part is None else part(x.shape) for size, part in zip(sizes, plan, strict=True)])
     if not attributes.get("allowzero"):
         sizes = [x.shape[i] if isinstance(n, int) and n == 0 else n for i, n in enumerate(sizes)]
-    return x.reshape(sizes)
+    plan = attributes.get("plan") or [None] * len(sizes)
+    return x.reshape([size if part is None else part(x.shape) for size, part in zip(sizes, plan, strict=True)])
 
 
 def _flatten(attributes: Attributes, x: Tensor) -> Tensor:
