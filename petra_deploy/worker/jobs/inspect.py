@@ -57,7 +57,7 @@ def _layout(workload: Workload, context: Context) -> Layout:
 
 
 def joined(graph: Layout, module: Layout) -> Layout:
-    """Of a graph and of its module: sizes of the file, groups of the module, its layers and what is left of the graph."""
+    """Sizes of the graph's file; groups and layers of its module, and the operators that are no layers."""
     from petra_deploy.worker.model.lift.layers import LAYERS
 
     left = {name: count for name, count in graph.operators.items() if name not in LAYERS or name == "MatMul"}

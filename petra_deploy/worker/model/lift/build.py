@@ -6,29 +6,25 @@ Running along tells the shapes, by which sizes that an exporter wrote down becom
 (reshape.py), and by which layers are told apart (BatchNorm1d or 2d). Constants are folded first.
 """
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
-import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 
 from petra_deploy.worker.model.lift import layers, recurrent, reshape
-from petra_deploy.worker.model.lift.names import Paths, owner, scope
-from petra_deploy.worker.model.lift.operators import OPERATORS, PLAIN
-from petra_deploy.worker.model.lift.tape import Argument, Held, Literal, Ref, Scope, Step, Tape, run
+from petra_deploy.worker.model.lift.constants import attribute, constant, from_proto, literal
+from petra_deploy.worker.model.lift.operators import OPERATORS
+from petra_deploy.worker.model.lift.places import Places, where
+from petra_deploy.worker.model.lift.tape import Argument, Held, Literal, Ref, Step, Tape, run
 from petra_deploy.worker.model.lift.values import Unliftable, Value, tensor
 from petra_deploy.worker.model.quiet import cause
-from petra_deploy.worker.model.scopes import module as users
 
 CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 _ZERO = frozenset(("Expand", "Slice", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Identity", "Cast", "Split",
                    "Gather", "Tile"))  # fmt: skip
-_PLAIN_LENGTH = 64  # whole numbers in a list up to this long stay plain numbers
 
 
 @dataclass
@@ -42,7 +38,7 @@ class Flat:
 
 
 def build(model: onnx.ModelProto, runs: Sequence[Sequence[Tensor]], *, rigid: bool) -> Flat:
-    """`runs`: the inputs, once for each batch size to try; `rigid`: nothing but the batch may change. Raises Unliftable."""
+    """`runs`: the inputs, once for each batch size tried; `rigid`: only the batch may change. Raises Unliftable."""
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
     builder = _Builder(model.graph, opset, runs, rigid)
     for index, node in enumerate(model.graph.node):
@@ -66,47 +62,31 @@ def unknown(graph: onnx.GraphProto) -> str | None:
 class _Builder:
     def __init__(self, graph: onnx.GraphProto, opset: int, runs: Sequence[Sequence[Tensor]], rigid: bool) -> None:
         self.graph, self.opset, self.rigid = graph, opset, rigid
-        self.constants = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
+        self.constants = {t.name: from_proto(t) for t in graph.initializer}
         self.names = [value.name for value in graph.input if value.name not in self.constants]
         self.runs: list[dict[str, Value]] = [dict(zip(self.names, given, strict=True)) for given in runs]
         self.users = Counter(name for node in graph.node for name in node.input)
         self.users.update(value.name for value in graph.output)
         self.readers = {name: node for node in graph.node for name in node.input}
-        self.paths, self.zeros, self.skipped = Paths(), set[str](), set[int]()
+        self.zeros, self.skipped = set[str](), set[int]()
         self.tape = Tape(tuple(self.names), tuple(value.name for value in graph.output), ())
         self.flat = Flat(self.tape)
         self.joined: dict[str, tuple[int, list[str]]] = {}  # output of Concat -> its axis and parts, before the batch
-        self.held: dict[str, str] = {}  # name of a constant -> path
-        self.parameters: dict[tuple[Any, ...], nn.Parameter] = {}
+        self.places = Places(self.tape, graph, self.constants)
         self.made: dict[tuple[Any, ...], str] = {}  # layer by its weights -> path
-        self._reserve()
         for name in self.names:
             self._note(name)
-
-    def _reserve(self) -> None:
-        for node in self.graph.node:
-            self._reserve_above(self._scope(node))
-        for name in self.constants:
-            self._reserve_above(owner(name))
-
-    def _reserve_above(self, path: str) -> None:
-        above, _, _ = path.rpartition(".")
-        if above:
-            self.paths.reserve(above)
-
-    def _scope(self, node: onnx.NodeProto) -> str:
-        return scope(node.name, {entry.key: entry.value for entry in node.metadata_props})
 
     def add(self, index: int, node: onnx.NodeProto) -> None:
         if index in self.skipped:
             return
-        given = {a.name: _attribute(a) for a in node.attribute}
+        given = {a.name: attribute(a) for a in node.attribute}
         given |= {"opset": self.opset, "outputs": len([name for name in node.output if name])}
         if self._is_zero(node, given):
             self.zeros.update(node.output)
         try:
             if node.op_type == "Constant":
-                self.constants[node.output[0]] = _constant(given)
+                self.constants[node.output[0]] = constant(given)
             elif all(name in self.constants for name in node.input if name) and self._foldable(node):
                 self._fold(node, given)
             elif node.op_type in recurrent.KINDS:
@@ -120,7 +100,7 @@ class _Builder:
         return node.op_type in OPERATORS and node.op_type != "Dropout"
 
     def _fold(self, node: onnx.NodeProto, given: dict[str, Any]) -> None:
-        values = [_literal(self.constants[name], node, place) if name else None for place, name in enumerate(node.input)]
+        values = [literal(self.constants[name], node, place) if name else None for place, name in enumerate(node.input)]
         try:
             results = OPERATORS[node.op_type](given, *values)
         except Unliftable:
@@ -140,38 +120,15 @@ class _Builder:
             self.joined[node.output[0]] = (given["axis"], list(node.input))
         elif direct := self._direct(node, given):
             inputs = (Ref(direct[0]), Literal(direct[1]))
-        self._step(Step(node.op_type, inputs, tuple(node.output), given), self._scope(node))
+        self._step(Step(node.op_type, inputs, tuple(node.output), given), where(node))
 
     def _argument(self, node: onnx.NodeProto, place: int, name: str) -> Argument:
         if not name:
             return Literal(None)
         if name not in self.constants:
             return Ref(name)
-        value = _literal(self.constants[name], node, place)
-        return Held(self._hold(name, value)) if isinstance(value, Tensor) else Literal(value)
-
-    def _hold(self, name: str, value: Tensor) -> str:
-        if name not in self.held:
-            wanted = users(name) if "." in name else ""
-            path = self.paths.take("value", wanted, "constant_" + re.sub(r"\W+", "_", name).strip("_"))
-            trained = value.is_floating_point() and value.numel() > 1 and bool(torch.isfinite(value).all())
-            above = holder(self.tape, path)
-            last = path.rpartition(".")[2]
-            if trained:
-                above.register_parameter(last, self._parameter(value))
-            else:
-                above.register_buffer(last, value.clone())
-            self.held[name] = path
-        return self.held[name]
-
-    def _parameter(self, value: Tensor) -> nn.Parameter:
-        """Matrices of one memory are one parameter; equal vectors are told apart, as exporters merge them."""
-        key = (value.data_ptr(), tuple(value.shape), value.stride(), value.dtype)
-        if value.dim() < 2:
-            return nn.Parameter(value.clone())
-        if key not in self.parameters:
-            self.parameters[key] = nn.Parameter(value)
-        return self.parameters[key]
+        value = literal(self.constants[name], node, place)
+        return Held(self.places.value(name, value)) if isinstance(value, Tensor) else Literal(value)
 
     def _with_plan(self, given: dict[str, Any], inputs: tuple[Argument, ...], node: onnx.NodeProto) -> dict[str, Any]:
         data = [values.get(node.input[0]) for values in self.runs]
@@ -219,13 +176,13 @@ class _Builder:
         whole = constants[weight].dim() > 1  # equal vectors are merged by exporters, shared by nobody
         path = self.made.get(key) if whole else None
         if path is None:
-            about = layers.Node(given, constants, len([n for n in node.input if n]), data.dim(), self._parameter)
+            about = layers.Node(given, constants, len([n for n in node.input if n]), data.dim(), self.places.parameter)
             layer = maker(about)
             if layer is None:
                 return False
             if bias and isinstance(layer, nn.Linear):
-                layer.bias = self._parameter(self.constants[bias])
-            path = self._place(node, layer, key)
+                layer.bias = self.places.parameter(self.constants[bias])
+            path = self.made[key] = self._place(node, layer)
         outputs = tuple(node.output[:1])
         if adding:
             outputs = (adding.output[0],)
@@ -233,13 +190,8 @@ class _Builder:
         self._step(Step(node.op_type, (self._rows(source) if table else Ref(source),), outputs, layer=path), path)
         return True
 
-    def _place(self, node: onnx.NodeProto, layer: nn.Module, key: tuple[Any, ...] | None = None) -> str:
-        named = next((path for name in node.input if name in self.constants and (path := owner(name))), "")
-        path = self.paths.take(type(layer).__name__.lower(), named, self._scope(node))
-        holder(self.tape, path).add_module(path.rpartition(".")[2], layer)
-        if key is not None:
-            self.made[key] = path
-        return path
+    def _place(self, node: onnx.NodeProto, layer: nn.Module) -> str:
+        return self.places.layer(layer, node, [name for name in node.input if name in self.constants])
 
     def _adding(self, node: onnx.NodeProto, constants: dict[int, Tensor]) -> onnx.NodeProto | None:
         """The Add that alone reads this product, where it adds a constant to each feature."""
@@ -257,44 +209,11 @@ class _Builder:
 
     def _recurrent(self, node: onnx.NodeProto, given: dict[str, Any]) -> None:
         constants = {place: self.constants[name] for place, name in enumerate(node.input) if name in self.constants}
-        places = len(node.input)
-        while places and not node.input[places - 1]:
-            places -= 1
-        if places > 4 and node.input[4]:
-            raise Unliftable("lengths of sequences")
-        if places > 7 and node.input[7]:
-            raise Unliftable("peepholes")
-        layer = recurrent.make(node.op_type, given, constants, min(places, 4) if node.input[min(places, 4) - 1] else 3)
-        path = self._place(node, layer)
-        base, where = f"{node.output[0] or node.output[1]}", self._scope(node)
-        x: Argument = self._argument(node, 0, node.input[0])
-        back = given.get("direction") == "reverse"
-        if back:
-            self._step(Step("petra.flip", (x,), (f"{base}:in",)), where)
-            x = Ref(f"{base}:in")
-        states = [n for n in node.input[5:places] if n]
-        inputs: tuple[Argument, ...] = (x,)
-        if states and not all(self._zero(name) for name in states):
-            arguments = tuple(self._argument(node, place, node.input[place]) for place in range(5, places))
-            if node.op_type == "LSTM":
-                if len(arguments) < 2:
-                    raise Unliftable("one initial state of two")
-                self._step(Step("petra.pair", arguments, (f"{base}:first",)), where)
-                arguments = (Ref(f"{base}:first"),)
-            inputs += arguments
-        self._step(Step(node.op_type, inputs, (f"{base}:raw", f"{base}:state"), layer=path), path)
-        raw = Ref(f"{base}:raw")
-        if back:
-            self._step(Step("petra.flip", (raw,), (f"{base}:out",)), where)
-            raw = Ref(f"{base}:out")
-        for place, name in enumerate(node.output):
-            if not name:
-                continue
-            if place == 0:
-                self._step(Step("petra.unstack", (raw,), (name,), given), where)
-            else:
-                picked = {"index": place - 1 if node.op_type == "LSTM" else None}
-                self._step(Step("petra.state", (Ref(f"{base}:state"),), (name,), picked), where)
+        layer = recurrent.make(node, given, constants)
+        started = not all(self._zero(name) for name in node.input[5:] if name)
+        arguments = [self._argument(node, place, name) for place, name in enumerate(node.input)]
+        for step in recurrent.around(node, given, arguments, self._place(node, layer), started=started):
+            self._step(step, step.layer or where(node))
 
     def _zero(self, name: str) -> bool:
         return name in self.zeros or (name in self.constants and not self.constants[name].any())
@@ -309,7 +228,7 @@ class _Builder:
     def _step(self, step: Step, where: str) -> None:
         for values in self.runs:
             try:
-                results = run(self.tape, step, [self._value(argument, values) for argument in step.inputs])
+                results = run(self.tape, step, [self.tape.value(argument, values) for argument in step.inputs])
             except Unliftable:
                 raise
             except Exception as error:
@@ -319,9 +238,6 @@ class _Builder:
         self.flat.scopes.append(where)
         for name in step.outputs:
             self._note(name)
-
-    def _value(self, argument: Argument, values: dict[str, Value]) -> Value:
-        return self.tape.value(argument, values)
 
     def _note(self, name: str) -> None:
         seen = [values.get(name) for values in self.runs]
@@ -333,51 +249,10 @@ class _Builder:
             if name in self.constants:
                 raise Unliftable(f"its output {name} is a constant")
         needed, kept = set(self.tape.outputs), []
-        for step, where in zip(reversed(self.flat.steps), reversed(self.flat.scopes), strict=True):
+        for step, path in zip(reversed(self.flat.steps), reversed(self.flat.scopes), strict=True):
             if needed.intersection(step.outputs):
                 needed.update(step.reads)
-                kept.append((step, where))
+                kept.append((step, path))
         self.flat.steps = [step for step, _ in reversed(kept)]
-        self.flat.scopes = [where for _, where in reversed(kept)]
+        self.flat.scopes = [path for _, path in reversed(kept)]
         return self.flat
-
-
-def holder(tape: nn.Module, path: str) -> nn.Module:
-    """The module above `path`; made of Scopes where it is not there yet."""
-    above = tape
-    for part in path.split(".")[:-1]:
-        child = above._modules.get(part)
-        if child is None:
-            child = Scope()
-            above.add_module(part, child)
-        above = child
-    return above
-
-
-def _literal(value: Tensor, node: onnx.NodeProto, place: int) -> Value:
-    """A constant as plain numbers where it is a size, an axis or a single number; else itself."""
-    wanted = place in PLAIN.get(node.op_type, ())
-    if value.dim() == 0 and value.dtype is not torch.float16 and value.dtype is not torch.bfloat16:
-        return value.item()
-    short = value.dtype is torch.int64 and value.numel() <= _PLAIN_LENGTH
-    return value.tolist() if value.dim() == 1 and (wanted or short) else value
-
-
-def _attribute(attribute: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(attribute)
-    if isinstance(value, onnx.TensorProto):
-        return torch.from_numpy(numpy_helper.to_array(value).copy())
-    if isinstance(value, bytes | int | float):
-        return value.decode() if isinstance(value, bytes) else value
-    return [item.decode() if isinstance(item, bytes) else item for item in value]
-
-
-def _constant(given: dict[str, Any]) -> Tensor:
-    for name, kind in (("value_int", torch.int64), ("value_ints", torch.int64), ("value_float", torch.float32),
-                       ("value_floats", torch.float32)):  # fmt: skip
-        if name in given:
-            return torch.tensor(given[name], dtype=kind)
-    if not isinstance(given.get("value"), Tensor):
-        raise Unliftable("a constant that is no tensor of numbers")
-    result: Tensor = given["value"]
-    return result

@@ -37,10 +37,10 @@ def conv(node: Node) -> nn.Module | None:
     around = pads(dict(given), [0] * rank, list(weight.shape[2:])) if _plain_pads(given) else None
     if rank not in (1, 2, 3) or around is None or not symmetric(around) or (node.places > 2 and not node.constant(2)):
         return None
-    kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[rank]
+    kind: Any = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[rank]
     groups = given.get("group", 1)
     with torch.device("meta"):
-        layer: Any = kind(
+        layer = kind(
             weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]),
             tuple(given.get("strides") or [1] * rank), tuple(around[:rank]),
             tuple(given.get("dilations") or [1] * rank), groups, bias=node.places > 2,
@@ -61,9 +61,9 @@ def conv_transpose(node: Node) -> nn.Module | None:
     plain = given.get("auto_pad", "NOTSET") == "NOTSET" and "output_shape" not in given
     if rank not in (1, 2, 3) or not plain or not symmetric(around) or (node.places > 2 and not node.constant(2)):
         return None
-    kind = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[rank]
+    kind: Any = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[rank]
     with torch.device("meta"):
-        layer: Any = kind(
+        layer = kind(
             weight.shape[0], weight.shape[1] * groups, tuple(weight.shape[2:]),
             tuple(given.get("strides") or [1] * rank), tuple(around[:rank]),
             tuple(given.get("output_padding") or [0] * rank), groups, bias=node.places > 2,

@@ -1,8 +1,8 @@
 """Where a node stood in the user's module, read from the names that exporters write.
 
-    scope("/layer1/layer1.0/conv1/Conv", {})        # "layer1.0.conv1": torch's older exporter
-    scope("node_conv2d", metadata)                  # the newer one: pkg.torch.onnx.name_scopes
-    owner("layer1.0.conv1.weight")                  # "layer1.0.conv1": of a parameter's name
+scope("/layer1/layer1.0/conv1/Conv", {})        # "layer1.0.conv1": torch's older exporter
+scope("node_conv2d", metadata)                  # the newer one: pkg.torch.onnx.name_scopes
+owner("layer1.0.conv1.weight")                  # "layer1.0.conv1": of a parameter's name
 """
 
 import re

@@ -5,12 +5,14 @@ ONNX orders the gates i o f c (LSTM) and z r h (GRU), torch i f g o and r z n; O
 https://onnx.ai/onnx/operators/onnx__LSTM.html, and torch.nn.LSTM.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import onnx
 import torch
 from torch import Tensor, nn
 
+from petra_deploy.worker.model.lift.tape import Argument, Literal, Ref, Step
 from petra_deploy.worker.model.lift.values import Unliftable
 
 GATES = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}  # torch's n-th gate is ONNX's GATES[n]-th
@@ -18,11 +20,14 @@ KINDS: dict[str, Any] = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 _USUAL = {"LSTM": ("sigmoid", "tanh", "tanh"), "GRU": ("sigmoid", "tanh"), "RNN": ("tanh",)}
 
 
-def make(operator: str, given: Mapping[str, Any], constants: Mapping[int, Tensor], places: int) -> nn.Module:
+def make(node: onnx.NodeProto, given: Mapping[str, Any], constants: Mapping[int, Tensor]) -> nn.Module:
     """The layer, batch second. Raises Unliftable for what torch's layers do not do."""
-    missing = [name for place, name in ((1, "W"), (2, "R")) if place not in constants]
-    if missing or (places > 3 and 3 not in constants):
-        raise Unliftable("weights that are computed")
+    operator, inputs = node.op_type, [*node.input, *[""] * 8]
+    if any(inputs[place] and place not in constants for place in (1, 2, 3)):
+        raise Unliftable("its weights are computed")
+    for place, what in ((4, "lengths of sequences"), (7, "peepholes")):
+        if inputs[place]:
+            raise Unliftable(what)
     direction, hidden = given.get("direction", "forward"), given["hidden_size"]
     activations = tuple(name.lower() for name in given.get("activations") or ())
     ways = 2 if direction == "bidirectional" else 1
@@ -51,20 +56,29 @@ def make(operator: str, given: Mapping[str, Any], constants: Mapping[int, Tensor
     return layer.eval()
 
 
-def unstack(given: Mapping[str, Any], y: Tensor) -> Tensor:
-    """torch's (steps, rows, directions * units) as ONNX's (steps, directions, rows, units)."""
-    ways = 2 if given.get("direction") == "bidirectional" else 1
-    return y.unflatten(-1, (ways, y.shape[-1] // ways)).transpose(1, 2)
-
-
-def _state(given: Mapping[str, Any], state: Any) -> Tensor:
-    result: Tensor = state if given["index"] is None else state[given["index"]]
-    return result
-
-
-OPERATORS: dict[str, Callable[..., Any]] = {  # what stands around a layer; not ONNX's own
-    "petra.unstack": unstack,
-    "petra.state": _state,
-    "petra.flip": lambda _, x: x.flip(0),
-    "petra.pair": lambda _, *states: (states,),
-}
+def around(
+    node: onnx.NodeProto, given: Mapping[str, Any], inputs: Sequence[Argument], path: str, *, started: bool
+) -> Iterator[Step]:
+    """The steps that the node is, with the layer at `path`; `started`: initial states are given that are not zero."""
+    base, back = node.output[0] or node.output[1], given.get("direction") == "reverse"
+    x = inputs[0]
+    if back:
+        yield Step("petra.flip", (x,), (f"{base}:in",))
+        x = Ref(f"{base}:in")
+    states = tuple(inputs[5:7]) if started else ()
+    if states and node.op_type == "LSTM":
+        if len(states) < 2 or Literal(None) in states:
+            raise Unliftable("one initial state of two")
+        yield Step("petra.pair", states, (f"{base}:first",))
+        states = (Ref(f"{base}:first"),)
+    yield Step(node.op_type, (x, *states), (f"{base}:raw", f"{base}:state"), layer=path)
+    raw = Ref(f"{base}:raw")
+    if back:
+        yield Step("petra.flip", (raw,), (f"{base}:out",))
+        raw = Ref(f"{base}:out")
+    for place, name in enumerate(node.output):
+        if name and place == 0:
+            yield Step("petra.unstack", (raw,), (name,), given)
+        elif name:
+            index = place - 1 if node.op_type == "LSTM" else None
+            yield Step("petra.state", (Ref(f"{base}:state"),), (name,), {"index": index})

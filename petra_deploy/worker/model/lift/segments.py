@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from petra_deploy.worker.model.lift.build import Flat, holder
+from petra_deploy.worker.model.lift.build import Flat
+from petra_deploy.worker.model.lift.places import holder
 from petra_deploy.worker.model.lift.tape import Argument, Held, Ref, Scope, Step, Tape, finished
 
 
@@ -114,7 +115,8 @@ def _by_scope(graph: _Graph) -> list[Segment]:
             continue
         inner = {p for p in numbered if p.startswith(f"{prefix}.")}
         members = frozenset(i for i, path in enumerate(graph.scopes) if f"{path}.".startswith(f"{prefix}."))
-        direct = {path.removeprefix(prefix).lstrip(".").partition(".")[0] for path in map(graph.scopes.__getitem__, members)}
+        paths = (graph.scopes[i] for i in members)
+        direct = {path.removeprefix(prefix).lstrip(".").partition(".")[0] for path in paths}
         if inner and all(part.isdigit() for part in direct):
             continue
         if segment := graph.segment(prefix, members):
@@ -136,10 +138,10 @@ def _by_sum(graph: _Graph, others: list[Segment]) -> list[Segment]:
                 tried.append((len(between), index, skip, between))
     found: list[Segment] = []
     for _, _, skip, members in sorted(tried, key=lambda each: each[:2]):
-        if not members & taken and (segment := graph.segment(f"residual.{len(found)}", members, skip)):
-            if segment.output in graph.steps[max(members)].outputs:
-                found.append(segment)
-                taken |= segment.members
+        segment = None if members & taken else graph.segment(f"residual.{len(found)}", members, skip)
+        if segment is not None and segment.output in graph.steps[max(members)].outputs:
+            found.append(segment)
+            taken |= segment.members
     return found
 
 
@@ -177,7 +179,7 @@ def _tape(root: Tape, graph: _Graph, segment: Segment, others: list[Segment]) ->
         _move_value(root, path, tape, _under(segment, path))
     _clear(root)
     holder(root, segment.path).add_module(segment.path.rpartition(".")[2], tape)
-    inputs = (Ref(segment.main), *map(Ref, names), *map(Held, outer))
+    inputs: tuple[Argument, ...] = (Ref(segment.main), *map(Ref, names), *map(Held, outer))
     return Step("", inputs, (segment.output,), layer=segment.path)
 
 
@@ -234,7 +236,8 @@ def _ordered(steps: dict[int, Step]) -> Iterator[Step]:
                 yield steps[i]
                 continue
             waiting.append((i, True))
-            waiting += [(maker[name], False) for name in reversed(steps[i].reads) if name in maker and maker[name] not in done]
+            before = (maker[name] for name in reversed(steps[i].reads) if name in maker)
+            waiting += [(j, False) for j in before if j not in done]
 
     for index in sorted(steps):
         yield from visit(index)

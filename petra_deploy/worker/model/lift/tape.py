@@ -7,7 +7,7 @@ find, cut and replace them there. Parts of the graph that were a module of the u
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -98,8 +98,6 @@ def run(tape: nn.Module, step: Step, given: list[Value]) -> tuple[Value, ...]:
 
 def finished(steps: list[Step], outputs: tuple[str, ...]) -> tuple[Step, ...]:
     """The steps in their order, each with the values that it is the last to read (or that nobody reads)."""
-    from dataclasses import replace
-
     known: set[str] = set(outputs)
     result: list[Step] = []
     for step in reversed(steps):

@@ -70,8 +70,9 @@ IMAGE, SERIES = (4, 8, 8), (4, 12)
 ONE = np.float32(0.7)
 CASES: dict[str, Any] = {
     **{name: alone(name) for name in (
-        "Relu", "Sigmoid", "Tanh", "Erf", "Neg", "Abs", "Exp", "Floor", "Ceil", "Sign", "Sin", "Cos", "Atan", "Softplus",
-        "Softsign", "Mish", "Gelu", "Elu", "Celu", "LeakyRelu", "Selu", "HardSigmoid", "HardSwish", "ThresholdedRelu",
+        "Relu", "Sigmoid", "Tanh", "Erf", "Neg", "Abs", "Exp", "Floor", "Ceil", "Sign", "Sin", "Cos", "Atan",
+        "Softplus", "Softsign", "Mish", "Gelu", "Elu", "Celu", "LeakyRelu", "Selu", "HardSigmoid", "HardSwish",
+        "ThresholdedRelu",
         "Identity", "Flatten", "Softmax", "LogSoftmax", "Round", "Dropout",
     )},
     "Gelu tanh": alone("Gelu", approximate="tanh"),
@@ -88,8 +89,8 @@ CASES: dict[str, Any] = {
     "Cast": ([node("Cast", "x", "w", to=INT), node("Cast", "w", to=FLOAT)], (4,), {}, 20),
     "Where": ([node("Greater", "x b", "c"), node("Where", "c x b")], (4, 3), {"b": f(3)}, 20),
     "logic": ([node("Less", "x b", "c"), node("Greater", "x b", "d"), node("Or", "c d", "e"), node("Not", "e", "n"),
-               node("And", "n c", "a"), node("Equal", "x x", "s"), node("Xor", "a s", "z"), node("Cast", "z", to=FLOAT)],
-              (4,), {"b": f(4)}, 20),
+               node("And", "n c", "a"), node("Equal", "x x", "s"), node("Xor", "a s", "z"),
+               node("Cast", "z", to=FLOAT)], (4,), {"b": f(4)}, 20),
     "Sum and Mean": ([node("Sum", "x x b", "s"), node("Mean", "s x")], (4,), {"b": f(4)}, 20),
     "IsNaN": ([node("Sqrt", "x", "r"), node("IsNaN", "r", "n"), node("Where", "n x r")], (4,), {}, 20),
     **{f"{name} {keep}": having(name, (4, 6), {"axes": i(2)}, keepdims=keep) for keep in (0, 1) for name in (
@@ -142,18 +143,21 @@ CASES: dict[str, Any] = {
     "Concat": ([node("Concat", "x x", axis=1)], (4,), {}, 20),
     "Split": ([node("Split", "x", "a y", axis=1, num_outputs=2)], (6,), {}, 20),
     "Split uneven": ([node("Split", "x sizes", "a y", axis=2)], (4, 6), {"sizes": i(2, 4)}, 20),
-    "Slice": having("Slice", (6, 6), {"starts": i(1, -1), "ends": i(2**62, -(2**62)), "axes": i(1, 2), "steps": i(2, -1)}),
+    "Slice": having("Slice", (6, 6), {"starts": i(1, -1), "ends": i(2**62, -(2**62)), "axes": i(1, 2),
+                                      "steps": i(2, -1)}),
     "Slice of opset 9": alone("Slice", (6,), 9, starts=[1], ends=[-1], axes=[1]),
     "Gather": having("Gather", (4, 6), {"index": i(0, -1, 2)}, axis=1),
     "Gather one": having("Gather", (4, 6), {"index": i(-1)[0]}, axis=1),
     "GatherElements": ([node("ArgMax", "x", "a", axis=1), node("GatherElements", "x a", axis=1)], (4, 6), {}, 20),
-    "Expand": ([node("Unsqueeze", "x axes", "u"), node("Expand", "u target")], (6,), {"axes": i(1), "target": i(1, 3, 1)}, 20),
+    "Expand": ([node("Unsqueeze", "x axes", "u"), node("Expand", "u target")], (6,),
+               {"axes": i(1), "target": i(1, 3, 1)}, 20),
     "Tile": having("Tile", (4,), {"repeats": i(1, 2)}),
     "Pad": having("Pad", (4, 6), {"pads": i(0, 1, 2, 0, 0, 1), "value": np.float32(2)}),
     "Pad edge": having("Pad", IMAGE, {"pads": i(0, 0, 1, 2, 0, 0, 0, 1)}, mode="edge"),
     "Pad reflect": having("Pad", SERIES, {"pads": i(0, 0, 2, 0, 0, 3)}, mode="reflect"),
     "DepthToSpace": alone("DepthToSpace", IMAGE, blocksize=2, mode="CRD"),
-    "DepthToSpace DCR": alone("DepthToSpace", IMAGE, blocksize=2), "SpaceToDepth": alone("SpaceToDepth", IMAGE, blocksize=2),
+    "DepthToSpace DCR": alone("DepthToSpace", IMAGE, blocksize=2),
+    "SpaceToDepth": alone("SpaceToDepth", IMAGE, blocksize=2),
     "Trilu": alone("Trilu", (4, 4), upper=0),
     "OneHot": ([node("ArgMax", "x", "a", axis=1, keepdims=0), node("OneHot", "a depth values")], (5,),
                {"depth": i(5)[0], "values": np.array([0, 1], np.float32)}, 20),
@@ -169,10 +173,11 @@ CASES: dict[str, Any] = {
     "RMSNormalization": having("RMSNormalization", (4, 6), {"s": f(6)}, 23),
     "Attention": ([node("Attention", "x x x", q_num_heads=2, kv_num_heads=2, is_causal=1)], (4, 6), {}, 23),
 }  # fmt: skip
+RESET = {"GRU": {"linear_before_reset": 1}}
 CASES |= {
     f"{kind} {way}": (
         [node("Transpose", "x", "t", perm=[1, 0, 2]),
-         node(kind, "t w r b", "h", hidden_size=5, direction=way, **({"linear_before_reset": 1} if kind == "GRU" else {})),
+         node(kind, "t w r b", "h", hidden_size=5, direction=way, **RESET.get(kind, {})),
          node("Transpose", "h", perm=[2, 0, 1, 3])], (6, 3),
         {"w": f(ways, gates * 5, 3), "r": f(ways, gates * 5, 5), "b": f(ways, 2 * gates * 5)}, 20)
     for kind, gates in (("LSTM", 4), ("GRU", 3), ("RNN", 1))
@@ -202,13 +207,17 @@ def test_control_flow_is_refused_in_words(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("nodes", "constants", "said"), [
-    ([node("GRU", "x w r", "h", hidden_size=2), node("Flatten", "h")], {"w": f(1, 6, 3), "r": f(1, 6, 2)}, "linear_before"),
-    ([node("ArgMax", "x", "a", axis=1, keepdims=0), node("ReduceMax", "a", "m", keepdims=0), node("Range", "o m s", "r"),
-      node("Cast", "r", to=FLOAT)], {"o": i(0)[0], "s": i(1)[0]}, "computed from the values of a tensor"),
+    ([node("GRU", "x w r", "h", hidden_size=2), node("Flatten", "h")], {"w": f(1, 6, 3), "r": f(1, 6, 2)},
+     "linear_before"),
+    ([node("ArgMax", "x", "a", axis=1, keepdims=0), node("ReduceMax", "a", "m", keepdims=0),
+      node("Range", "o m s", "r"), node("Cast", "r", to=FLOAT)], {"o": i(0)[0], "s": i(1)[0]},
+     "computed from the values of a tensor"),
     ([node("MaxPool", "x", "y places", kernel_shape=[2])], {}, "indices of the maxima"),
     ([node("Relu", "x", "unused"), node("Identity", "c")], {"c": f(2, 4, 3)}, "is a constant"),
 ])  # fmt: skip
-def test_what_a_layer_cannot_do_is_refused_with_the_operator(nodes: Any, constants: Any, said: str, tmp_path: Path) -> None:
+def test_what_a_layer_cannot_do_is_refused_with_the_operator(
+    nodes: Any, constants: Any, said: str, tmp_path: Path
+) -> None:
     path, signature, rows = graph(tmp_path, nodes, (4, 3), constants)
     with pytest.raises(Problem, match=said) as refused:
         lift(path, signature, rows)

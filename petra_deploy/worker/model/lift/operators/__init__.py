@@ -8,15 +8,14 @@ Definitions: https://onnx.ai/onnx/operators.
 from collections.abc import Callable
 from typing import Any
 
-from petra_deploy.worker.model.lift import recurrent
-from petra_deploy.worker.model.lift.operators import elementwise, reduce, shapes, spatial
+from petra_deploy.worker.model.lift.operators import elementwise, reduce, shapes, spatial, states
 
 OPERATORS: dict[str, Callable[..., Any]] = {
     **elementwise.OPERATORS,
     **shapes.OPERATORS,
     **reduce.OPERATORS,
     **spatial.OPERATORS,
-    **recurrent.OPERATORS,
+    **states.OPERATORS,
 }
 
 # Inputs that stay plain numbers where they are constant: shapes, axes, sizes.

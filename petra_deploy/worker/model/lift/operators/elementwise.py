@@ -35,7 +35,9 @@ def _mod(attributes: Attributes, a: Value, b: Value) -> Value:
     return torch.fmod(a, b) if attributes.get("fmod") else torch.remainder(a, b)
 
 
-def _folded(on_plain: Callable[[Any, Any], Any], on_tensors: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Value]:
+def _folded(
+    on_plain: Callable[[Any, Any], Any], on_tensors: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[..., Value]:
     """An operator of any number of operands."""
 
     def apply(_: Attributes, *values: Value) -> Value:
@@ -141,7 +143,8 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "Pow": paired(operator.pow, operator.pow), "Equal": paired(_same, operator.eq),
     "Less": paired(operator.lt, operator.lt), "LessOrEqual": paired(operator.le, operator.le),
     "Greater": paired(operator.gt, operator.gt), "GreaterOrEqual": paired(operator.ge, operator.ge),
-    "And": paired(lambda a, b: a and b, _both(torch.logical_and)), "Or": paired(lambda a, b: a or b, _both(torch.logical_or)),
+    "And": paired(lambda a, b: a and b, _both(torch.logical_and)),
+    "Or": paired(lambda a, b: a or b, _both(torch.logical_or)),
     "Xor": paired(operator.xor, _both(torch.logical_xor)), "Not": single(operator.not_, torch.logical_not),
     "Min": _folded(min, torch.minimum), "Max": _folded(max, torch.maximum),
     "Sum": _folded(operator.add, torch.add), "Mean": lambda a, *x: _mean(*x),
@@ -166,5 +169,3 @@ OPERATORS: dict[str, Callable[..., Value]] = {
 
 def _mean(*values: Tensor) -> Tensor:
     return sum(values[1:], values[0]) / len(values)
-
-

@@ -90,7 +90,6 @@ def _gemm(attributes: Attributes, a: Tensor, b: Tensor, c: Value = None) -> Tens
     return result if c is None else result + (c if beta == 1.0 else tensor(c) * beta)
 
 
-
 OPERATORS: dict[str, Callable[..., Any]] = {
     "ReduceMean": _reduce(lambda x, axes, keep: x.mean(axes, keep)),
     "ReduceSum": _reduce(lambda x, axes, keep: x.sum(axes, keep, dtype=x.dtype), sum),
@@ -106,4 +105,3 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "Einsum": _einsum, "LpNormalization": _norm, "MeanVarianceNormalization": _non_zero_mean, "MatMul": _matmul,
     "Gemm": _gemm,
 }  # fmt: skip
-

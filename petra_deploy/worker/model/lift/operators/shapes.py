@@ -59,7 +59,7 @@ def _squeeze(attributes: Attributes, x: Value, axes: Value = None) -> Value:
 
 
 def _unsqueeze(attributes: Attributes, x: Value, axes: Value = None) -> Value:
-    chosen = attributes.get("axes") if axes is None else numbers(axes, "axes are")
+    chosen = attributes["axes"] if axes is None else numbers(axes, "axes are")
     if plain(x) and not isinstance(x, list) and list(chosen) in ([0], [-1]):
         return [x]
     x = tensor(x)

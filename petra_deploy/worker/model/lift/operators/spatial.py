@@ -166,7 +166,8 @@ def _attention(attributes: Attributes, q: Tensor, k: Tensor, v: Tensor, mask: Va
     flat = q.dim() == 3
     if flat:
         heads, kv_heads = attributes["q_num_heads"], attributes["kv_num_heads"]
-        q, k, v = (t.unflatten(-1, (n, -1)).transpose(1, 2) for t, n in ((q, heads), (k, kv_heads), (v, kv_heads)))
+        many = ((q, heads), (k, kv_heads), (v, kv_heads))
+        q, k, v = (t.reshape(*t.shape[:-1], n, t.shape[-1] // n).transpose(1, 2) for t, n in many)
     if q.shape[1] != k.shape[1]:
         k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     scale = attributes.get("scale") or 1 / math.sqrt(q.shape[-1])
