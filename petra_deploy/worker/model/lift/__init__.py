@@ -64,6 +64,8 @@ def lift(path: Path, signature: Signature, calibration: Samples) -> Adapter:
             module = Lifted(segments.fold(build.build(model, runs, rigid=rigid)))
     except Unliftable as reason:
         raise Problem("unsupported", str(reason)) from None
+    except Exception as error:  # a graph that is valid, but like none seen so far
+        raise Problem("unsupported", f"the graph cannot be read as layers ({cause(error)})") from error
     return Adapter(module, [spec.name for spec in signature.inputs]).eval()
 
 

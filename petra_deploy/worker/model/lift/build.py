@@ -43,6 +43,7 @@ def build(model: onnx.ModelProto, runs: Sequence[Sequence[Tensor]], *, rigid: bo
     builder = _Builder(model.graph, opset, runs, rigid)
     for index, node in enumerate(model.graph.node):
         builder.add(index, node)
+        builder.forget(node)
     return builder.finish()
 
 
@@ -67,6 +68,7 @@ class _Builder:
         self.runs: list[dict[str, Value]] = [dict(zip(self.names, given, strict=True)) for given in runs]
         self.users = Counter(name for node in graph.node for name in node.input)
         self.users.update(value.name for value in graph.output)
+        self.unread = Counter(self.users)
         self.readers = {name: node for node in graph.node for name in node.input}
         self.zeros, self.skipped = set[str](), set[int]()
         self.tape = Tape(tuple(self.names), tuple(value.name for value in graph.output), ())
@@ -96,6 +98,15 @@ class _Builder:
         except Unliftable as reason:
             raise Unliftable(f"{node.op_type} ({node.name or node.output[0]}): {reason}") from None
 
+    def forget(self, node: onnx.NodeProto) -> None:
+        """Let go of the example values that nothing reads after this node."""
+        self.unread.subtract(node.input)
+        inner = [name for name in self.runs[0] if ":" in name and name.partition(":")[0] in node.output]
+        for name in (*node.input, *node.output, *inner):
+            if not self.unread[name]:
+                for values in self.runs:
+                    values.pop(name, None)
+
     def _foldable(self, node: onnx.NodeProto) -> bool:
         return node.op_type in OPERATORS and node.op_type != "Dropout"
 
@@ -116,8 +127,9 @@ class _Builder:
         inputs = tuple(self._argument(node, place, name) for place, name in enumerate(node.input))
         if node.op_type == "Reshape":
             given = self._with_plan(given, inputs, node)
-        elif node.op_type == "Concat" and all(isinstance(argument, Ref) for argument in inputs):
-            self.joined[node.output[0]] = (given["axis"], list(node.input))
+        elif node.op_type == "Concat" and given["axis"] == 0 and all(isinstance(each, Ref) for each in inputs):
+            self.joined[node.output[0]] = (0, list(node.input))
+            self.unread.update(node.input)  # picked from later, perhaps
         elif direct := self._direct(node, given):
             inputs = (Ref(direct[0]), Literal(direct[1]))
         self._step(Step(node.op_type, inputs, tuple(node.output), given), where(node))
@@ -149,7 +161,9 @@ class _Builder:
         index = self.constants.get(node.input[1]) if node.op_type == "Gather" else None
         if joined is None or index is None or index.dim() or given.get("axis", 0) != joined[0]:
             return None
-        sizes = [self.runs[0][name].shape[joined[0]] for name in joined[1]]
+        if any(name not in self.flat.shapes for name in joined[1]):
+            return None
+        sizes = [self.flat.shapes[name][0][joined[0]] for name in joined[1]]
         place = int(index) % sum(sizes)
         for name, size in zip(joined[1], sizes, strict=True):
             if place < size:
