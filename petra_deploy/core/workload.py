@@ -70,11 +70,18 @@ class Workload(Data):
     selection: Split
     readable: tuple[str, ...] = ()  # folders that later jobs may read (the user's own code)
     notes: tuple[str, ...] = field(default_factory=tuple)  # what is missing and why; always shown
+    lifted: bool = False  # a graph that worker/model/lift makes a module of
+    unlifted: str = ""  # why it does not
 
     @property
     def is_graph(self) -> bool:
-        """Whether only an ONNX graph is at hand (TorchScript, .pt2, ONNX): no module steps."""
+        """Whether it came as a graph (TorchScript, .pt2, ONNX): the baseline is that ONNX file, as it is."""
         return self.form in ("torchscript", "exported", "onnx")
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether there is a module for steps that act on one: the user's, or the lifted graph."""
+        return self.lifted or not self.is_graph
 
 
 @dataclass(frozen=True, kw_only=True)

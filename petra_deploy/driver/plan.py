@@ -24,7 +24,7 @@ def make_plan(workload: Workload, target: Target, request: Request, session: Ses
     inspected: Inspected = session.must(Inspect(workload=workload, target=target, limits=session.limits()))
     inspected = asked(inspected, request.with_techniques, request.without_techniques)
     layout, rate, forward = inspected.layout, None, 0.0
-    if not workload.is_graph:
+    if workload.has_layers:
         limits = replace(session.limits(), seconds=max(0.25 * session.seconds, 60.0))
         searched = replace(layout, groups=_searched(inspected))
         probed = session.run(Probe(workload=workload, layout=searched, device=request.device, limits=limits))

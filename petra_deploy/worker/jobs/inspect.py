@@ -9,6 +9,7 @@ which the search tries quantizers (lower first); `SETTLED = True`, by which ever
 the sentence that says why it is searched only where the user asks for it (`--with`).
 """
 
+from dataclasses import replace
 from types import ModuleType
 from typing import cast
 
@@ -51,7 +52,20 @@ def _layout(workload: Workload, context: Context) -> Layout:
         from petra_deploy.worker.model.graph_layout import graph_layout
         from petra_deploy.worker.workload.opened import open_graph
 
-        return graph_layout(open_graph(context.store, workload), workload.form, workload.signature)
+        found = graph_layout(open_graph(context.store, workload), workload.form, workload.signature)
+        return joined(found, _of_module(workload, context)) if workload.lifted else found
+    return _of_module(workload, context)
+
+
+def joined(graph: Layout, module: Layout) -> Layout:
+    """Sizes of the graph's file; groups and layers of its module, and the operators that are no layers."""
+    from petra_deploy.worker.model.lift.layers import LAYERS
+
+    left = {name: count for name, count in graph.operators.items() if name not in LAYERS or name == "MatMul"}
+    return replace(graph, operators=left | module.operators, groups=module.groups, refused=module.refused)
+
+
+def _of_module(workload: Workload, context: Context) -> Layout:
     from petra_deploy.worker.model.export import example_of
     from petra_deploy.worker.model.layout import layout
     from petra_deploy.worker.model.quiet import cause
@@ -77,10 +91,10 @@ def _layout(workload: Workload, context: Context) -> Layout:
 
 def _reasons(technique: ModuleType, layout: Layout, workload: Workload, target: Target) -> list[str]:
     """Why the technique does not apply; empty where it does."""
-    if workload.is_graph and technique.ACTS_ON == "module":
+    if not workload.has_layers and technique.ACTS_ON == "module":
         form = FORMS.get(workload.form, workload.form)
         return [
-            f"the model came as {form}: its graph is fixed, so layers cannot be changed or trained "
+            f"the model came as {form}, and its graph cannot be lifted into layers: {workload.unlifted} "
             "(bring the nn.Module, as a pickled model or a state_dict with --model)"
         ]
     reasons = [str(reason) for reason in technique.obstacles(layout, target)]

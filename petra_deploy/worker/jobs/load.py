@@ -19,6 +19,7 @@ from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store
 from petra_deploy.core.workload import Loaded, MetricSpec, SealedSplit, Signature, Split, TensorSpec, Workload
 from petra_deploy.worker.context import Context
+from petra_deploy.worker.model import lift
 from petra_deploy.worker.model.adapter import Adapter
 from petra_deploy.worker.workload import (
     batch_axis,
@@ -34,6 +35,7 @@ from petra_deploy.worker.workload import (
 from petra_deploy.worker.workload.data import Brought
 from petra_deploy.worker.workload.fit import fitted
 from petra_deploy.worker.workload.inputs import FREE, InputSpec, Run, find_ranges, parse_all, random_rows
+from petra_deploy.worker.workload.opened import open_graph
 from petra_deploy.worker.workload.opening import Opened, open_model
 from petra_deploy.worker.workload.table import Table
 from petra_deploy.worker.workload.words import one_line
@@ -85,6 +87,8 @@ def run(job: Load, context: Context) -> Loaded:
             readable=tuple(sorted(readable)),
             notes=tuple(dict.fromkeys((*opened.notes, *ready.notes, *notes, *more))),
         )
+        if workload.is_graph:
+            workload = _lifted(workload, context)
         return Loaded(workload=workload, sealed=SealedSplit(split=kept["test"]))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -156,6 +160,20 @@ def _graph(opened: Opened, brought: Brought, specs: tuple[InputSpec, ...], scrat
         shutil.copyfile(path, folder / "model.onnx")
 
     return _Ready(found, onnx_file.runner(path), fill, (*notes, *more))
+
+
+def _lifted(workload: Workload, context: Context) -> Workload:
+    """The same, with whether its graph becomes a module of layers that answers alike."""
+    path = open_graph(context.store, workload)
+    calibration = Samples.open(context.store.path(workload.calibration.key))
+    try:
+        module = lift.lift(path, workload.signature, calibration)
+        lift.check(module, path, workload.signature, calibration)
+    except Problem as problem:
+        note = f"no layer of the graph can be removed or trained: {problem.reason}"
+        return replace(workload, unlifted=problem.reason, notes=(*workload.notes, note))
+    context.log(f"the graph was lifted into {len(list(module.inner.parameters()))} parameters of layers")
+    return replace(workload, lifted=True)
 
 
 def _rows(brought: Brought, ready: _Ready, seed: int) -> tuple[dict[str, Table], str, tuple[str, ...]]:

@@ -36,7 +36,7 @@ WORST = 1000.0  # a damage that is larger, or no number
 
 
 def run(job: Probe, context: Context) -> Probed:
-    if job.workload.is_graph:
+    if not job.workload.has_layers:
         return Probed(sensitivity={}, train_seconds_per_row=None, forward_seconds_per_row=_of_graph(job, context))
     from petra_deploy.worker.workload.opened import open_module
 

@@ -3,7 +3,8 @@
     module steps by phase -> export to ONNX -> graph steps by phase -> parity -> the store
 
 Steps act on the module first and on the graph after; inside each by phase, equals in the strategy's
-own order. The empty strategy is the baseline: the same path without a step. The module after
+own order. The empty strategy is the baseline: the same path without a step. What came as a graph stays
+that very graph as long as no step acts on a module; else it is lifted into one first. The module after
 shrinking and recovery is kept in the store (`jobs/_prefix.py`), so that strategies which differ
 in what comes later do not train again. A step that fails fails the job.
 """
@@ -81,16 +82,18 @@ class Work:
 def run(job: Transform, context: Context) -> Graph:
     """Raises Problem where a step, the export or the comparison with the module fails."""
     steps = ordered(job.strategy.steps)
-    if job.workload.is_graph and (refused := [s.step.technique for s in steps if s.technique.ACTS_ON == "module"]):
+    on_module = [s.step.technique for s in steps if s.technique.ACTS_ON == "module"]
+    if on_module and not job.workload.has_layers:
         raise Problem(
             "unsupported",
-            f"{', '.join(refused)} needs the layers of the model, and a model given as {job.workload.form} is a graph",
+            f"{', '.join(on_module)} needs the layers of the model, and a model given as {job.workload.form} is a graph"
+            + (f" that cannot be lifted into layers: {job.workload.unlifted}" if job.workload.unlifted else ""),
             "give the nn.Module, or a state_dict with --model",
         )
     scratch = context.store.scratch()
     try:
         work = Work(job, context, scratch, Samples.open(context.store.path(job.workload.calibration.key)))
-        path = _from_graph(work, steps) if job.workload.is_graph else _from_module(work, steps)
+        path = _from_graph(work, steps) if job.workload.is_graph and not on_module else _from_module(work, steps)
         key = context.store.add(lambda folder: shutil.copyfile(path, folder / "model.onnx"))
         facts = {**work.facts, "seconds": work.seconds}
         return Graph(key=key, signature=job.workload.signature, bytes=path.stat().st_size, facts=facts)

@@ -1,7 +1,7 @@
 """Open the model of a loaded workload, in whichever process needs it.
 
-    model = open_module(store, workload)        # forms "module" and "state_dict"
-    path = open_graph(store, workload)          # the others: an ONNX file
+    model = open_module(store, workload)        # forms "module" and "state_dict", and lifted graphs
+    path = open_graph(store, workload)          # what came as a graph: an ONNX file
 
 `open_graph` imports no torch.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.files import read_json
+from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store
 from petra_deploy.core.workload import Workload
 
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
 
 
 def open_module(store: Store, workload: Workload) -> "Adapter":
-    """A fresh copy of the user's module: eval mode, CPU, float32 weights."""
+    """A fresh copy of the user's module, or of what its graph was lifted into: eval mode, CPU, float32 weights."""
     from petra_deploy.worker.model.adapter import Adapter
+    from petra_deploy.worker.model.lift import lift
     from petra_deploy.worker.workload.source import Source, make
 
-    if workload.is_graph:
+    if not workload.has_layers:
         raise Problem("unsupported", f"a model given as {workload.form} is a graph, not a module of layers")
     folder = store.path(workload.model)
+    if workload.is_graph:
+        return lift(folder / "model.onnx", workload.signature, Samples.open(store.path(workload.calibration.key)))
     source = read_json(folder / "source.json", Source)
     module, _ = make(source, folder / source.file)
     return Adapter(module, source.names, source.call).eval()

@@ -72,7 +72,7 @@ def test_of_an_onnx_file_the_operators_are_told_and_module_techniques_say_why_no
     assert found.layout.groups == ()
     for name in registry.names("technique"):
         if registry.find("technique", name).ACTS_ON == "module":
-            assert "its graph is fixed" in found.unavailable[name]
+            assert "its graph cannot be lifted" in found.unavailable[name]
 
 
 def test_a_model_that_fails_on_the_data_is_one_clear_failure(tmp_path: Path, target: Target) -> None:

@@ -6,6 +6,7 @@ import sys
 
 import cloudpickle
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -104,10 +105,23 @@ def test_every_form_gives_the_same_outputs_as_the_model_itself(desk):
         loaded = desk.must(name, **options)
         assert loaded.workload.form == form, name
         assert loaded.workload.signature.dynamic_batch, name
+        assert loaded.workload.has_layers, (name, loaded.workload.unlifted)
         assert loaded.workload.metric.name == "accuracy"
         feeds, given = outputs(desk, loaded)
         with torch.no_grad():
             assert np.allclose(model(torch.from_numpy(feeds["x"])).numpy(), given, atol=1e-4), name
+
+
+def test_a_graph_that_cannot_be_lifted_is_loaded_all_the_same_and_says_why(desk):
+    x, y = (onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("x", ["n", 1, 8, 8]), ("y", ["n", 1])))
+    nodes = [onnx.helper.make_node("Det", ["x"], ["y"])]
+    graph = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [x], [y]), ir_version=9,
+                                   opset_imports=[onnx.helper.make_opsetid("", 20)])  # fmt: skip
+    onnx.save(graph, desk.folder / "model.onnx")
+    workload = desk.must("model.onnx", data=None).workload
+    assert not workload.has_layers
+    assert workload.unlifted == "operator Det cannot be lifted"
+    assert any("no layer of the graph can be removed or trained: operator Det" in note for note in workload.notes)
 
 
 def test_a_plain_module_needs_no_trust_and_is_split(desk):
