@@ -8,12 +8,19 @@ Everything here is predicted and only steers the search; no figure of it is ever
 from dataclasses import dataclass, field
 
 from petra_deploy.core.outcome import Outcome
-from petra_deploy.core.plan import Plan
+from petra_deploy.core.plan import Group, Plan
 from petra_deploy.core.strategy import Strategy
 
 _FLOOR = 0.04  # a small network still pays for Python and memory
 _WHOLE = ("block", "stage")  # kinds of groups that go as a whole
-_AGAIN = ("matrix", "kernel", "table", "resolution", "precision")  # kinds whose layers are in other groups, too
+_AGAIN = (
+    "matrix",
+    "kernel",
+    "table",
+    "resolution",
+    "precision",
+    "layer",
+)  # kinds whose layers are in other groups, too
 
 
 def remaining_share(strategy: Strategy, plan: Plan) -> float:
@@ -30,6 +37,12 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
                 keep |= {(knob.per, name): 1.0 - float(share) for name, share in value.items()}
             elif knob.per and isinstance(value, list | tuple):
                 keep |= {(knob.per, name): 0.0 for name in value}
+
+    def shallow(group: Group) -> float:
+        """The share of a recurrent module's layers that is left."""
+        gone = [g for g in plan.layout.of_kind("layer") if g.name.startswith(f"{group.name}:") and _gone(keep, g)]
+        return max(1.0 - sum(g.parameters for g in gone) / max(group.parameters, 1), 0.0)
+
     dropped = [name for (kind, name), share in keep.items() if kind in _WHOLE and share == 0.0]
     total = left = counted = 0.0
     for group in plan.layout.groups:
@@ -39,7 +52,7 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
         total += work
         counted += group.parameters
         inside = any(group.name.startswith(f"{block}.") for block in dropped)
-        left += 0.0 if inside else work * keep.get((group.kind, group.name), 1.0) ** 2
+        left += 0.0 if inside else work * shallow(group) * keep.get((group.kind, group.name), 1.0) ** 2
     if not total:
         total = left = float(plan.layout.parameters)
     elif counted:  # what no technique can shrink (attention, embeddings) stays, unless its block goes
@@ -49,6 +62,10 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
         left += rest * max(1.0 - gone / max(plan.layout.parameters, 1), 0.0)
     left *= min((share for (kind, _), share in keep.items() if kind == "resolution"), default=1.0)
     return max(left / total, _FLOOR) if total else 1.0
+
+
+def _gone(keep: dict[tuple[str, str], float], group: Group) -> bool:
+    return keep.get((group.kind, group.name)) == 0.0
 
 
 @dataclass
