@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from petra_deploy.core.workload import BATCH, Signature, TensorSpec
 from petra_deploy.worker.jobs._techniques import finders
+from petra_deploy.worker.model import channels
 from petra_deploy.worker.model.adapter import Adapter
 from petra_deploy.worker.model.layout import layout
 from tests.models import CASES, Case
