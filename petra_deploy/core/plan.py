@@ -26,8 +26,8 @@ class Group(Data):
     """Something of the model that can be made smaller as one unit.
 
     `kind` says by which sort of technique: "channels" (coupled channels of conv and linear
-    layers), "units" (hidden units of a recurrent layer), "block" (a removable block), "precision" (a part that
-    can be int8 or float; such groups may overlap those of the other kinds).
+    layers), "heads" (of an attention module), "units" (hidden units of a recurrent layer), "block" (a removable block),
+    "precision" (a part that can be int8 or float; such groups may overlap those of the other kinds), and others.
     """
 
     name: str  # the module's name in the user's model, as named_modules() gives it
