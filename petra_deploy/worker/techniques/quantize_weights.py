@@ -61,34 +61,29 @@ def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
 def apply(model: Path, options: Options, tools: Tools) -> Applied:
     """Return the path of a graph with MatMulNBits for its linear layers, and how many.
 
-    Raises Problem("unsupported") where no layer has a constant weight of 1,024 numbers or more.
+    Layers of fewer than 1,024 weights stay as they are, unless there are no others.
+    Raises Problem("unsupported") where no layer has a constant weight.
     """
     source = ir.load(prepared(model, tools))
     named = within(source.graph, options.keep_float)
     left = {node for nodes in named.values() for node in nodes}
     bench = Bench(source)
-    layers = [
-        node for node in bench.nodes("MatMul", "Gemm") if node.name not in left and _weight(bench, node) is not None
-    ]
-    if not layers:
-        raise Problem(
-            "unsupported", f"no linear layer of the graph has a constant weight of {_LEAST:,} numbers or more"
-        )
-    inputs = nbits.inputs_of(source, [layer.inputs[0] for layer in layers], tools, options.calibration_rows) \
-        if options.method == "gptq" else {}  # fmt: skip
-    packed = []
-    for layer in layers:
-        weight = _weight(bench, layer)
-        if weight is None:
-            continue
-        rows = inputs.get(layer.inputs[0].name or "") if layer.inputs[0] is not None else None
-        packed.append((layer, nbits.rounded(weight, options.bits, options.block, rows)))
-    for layer, rounded in packed:
-        _replace(bench, layer, rounded, options)
+    weights = {node: weight for node in bench.nodes("MatMul", "Gemm") if node.name not in left
+               and (weight := _weight(bench, node)) is not None}  # fmt: skip
+    if not weights:
+        raise Problem("unsupported", "no linear layer of the graph has a constant weight")
+    large = {node: weight for node, weight in weights.items() if weight.size >= _LEAST}
+    layers = large or weights
+    inputs = {}
+    if options.method == "gptq":
+        inputs = nbits.inputs_of(source, [node.inputs[0] for node in layers], tools, options.calibration_rows)
+    for node, weight in layers.items():
+        rows = inputs.get(node.inputs[0].name or "") if node.inputs[0] is not None else None
+        _replace(bench, node, nbits.rounded(weight, options.bits, options.block, rows), options)
     strip.rewrite(bench)
     path = tools.scratch / "model.onnx"
     graphs.save(source, path)
-    facts: dict[str, object] = {"bits": options.bits, "method": options.method, "layers": len(packed)}
+    facts: dict[str, object] = {"bits": options.bits, "method": options.method, "layers": len(layers)}
     if named:
         facts["kept_float"] = {part: len(nodes) for part, nodes in named.items()}
     return Applied(path, facts=facts)
@@ -97,7 +92,7 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
 def _weight(bench: Bench, node: ir.Node) -> NDArray[Any] | None:
     """(outputs, inputs) float32 of a layer that can be packed; else None."""
     weight = bench.constant(node.inputs[1])
-    if weight is None or weight.ndim != 2 or weight.size < _LEAST or weight.dtype != np.float32:
+    if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
         return None
     if node.op_type == "MatMul":
         return np.ascontiguousarray(weight.T)
