@@ -1,6 +1,6 @@
 """Weights that stay zero: where each may be other than zero is kept beside it, and training holds to that.
 
-    put(layer, "weight", kept)      # zeroes the rest, and remembers `kept` in the buffer "weight_kept"
+    put(layer, "weight", kept)      # zeroes the rest, and remembers `kept` in a buffer
     watch(optimizer, model)         # from now on each step of the optimizer ends with hold(model)
     hold(model)                     # by hand, after weights were merged or loaded
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from petra_deploy.core.errors import Problem
 
-_KEPT = "_kept"
+_KEPT = "_petra_kept"
 
 
 def put(layer: nn.Module, name: str, kept: Tensor) -> None:

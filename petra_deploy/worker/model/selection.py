@@ -194,16 +194,17 @@ class _Selections:
         return [[i for i in range(rank) if i not in axes][axis], *rest]
 
     def _broadcast(self, node: ir.Node, axis: int, rank: int) -> list[int | None] | None:
-        found: list[int | None] = []
+        places: list[int | None] = []
+        sizes: set[int | str | None] = set()
         for value in node.inputs:
             if value is None or value.shape is None:
                 return None
             place = axis - (rank - value.shape.rank())
             size = value.shape[place] if place >= 0 else 1
-            if not isinstance(size, int):
-                return None  # it may be one, and spread, or not
-            found.append(None if size == 1 else place)
-        return found
+            places.append(None if size == 1 else place)
+            if size != 1:
+                sizes.add(size if isinstance(size, int) else size.value)
+        return places if len(sizes) == 1 and None not in sizes else None  # else one of them may be spread
 
     def _target(self, node: ir.Node, value: ir.Value, axis: int) -> ir.Value | None:
         """The shape that a Reshape is to give, of one position along `axis`; None where it does not keep that axis."""

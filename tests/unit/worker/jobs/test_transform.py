@@ -1,13 +1,18 @@
 """Transform: from a strategy to a graph in the store, through the real steps."""
 
+import copy
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
+from torch import Tensor, nn
 
+from petra_deploy.core import registry
 from petra_deploy.core.errors import BadInput
+from petra_deploy.core.extension import Applied, Data, Phase, Tools
 from petra_deploy.core.job import Transform
 from petra_deploy.core.outcome import Failed, Graph
 from petra_deploy.core.samples import Samples
@@ -15,6 +20,7 @@ from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Fidelity, Step, Strategy
 from petra_deploy.core.workload import Workload
 from petra_deploy.testing.inline import Inline
+from petra_deploy.worker.model import adapter
 from tests.models import CASES
 from tests.unit.worker.techniques.graphs import exported
 
@@ -53,6 +59,45 @@ def test_a_quantized_graph_says_how_far_it_is_from_the_float_model(run: Inline, 
     parity = graph.facts["parity"]
     assert 0.95 < parity["float"]["output"]["cosine"] < 1.0  # type: ignore[index]
     assert graph.bytes < 0.5 * run.must(Transform(workload=workload, strategy=Strategy())).bytes
+
+
+@pytest.mark.parametrize(("factor", "same"), [(2.0, True), (2.5, False)])
+def test_a_rewrite_of_the_module_is_held_to_its_answers(
+    factor: float, same: bool, run: Inline, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def doubled(model: nn.Module, options: Data, tools: Tools) -> Applied:
+        small = copy.deepcopy(model)
+        head = adapter.submodule(small, "head")
+        head.weight.data *= 2.0  # type: ignore[operator, union-attr]
+        head.bias.data *= 2.0  # type: ignore[operator, union-attr]
+        adapter.replace(small, "head", nn.Sequential(head, Divided(factor)))
+        return Applied(small, {"layers": 1})
+
+    rewrite = SimpleNamespace(PHASE=Phase.REWRITE, ACTS_ON="module", Options=NoOptions, apply=doubled)
+    real = registry.find
+    monkeypatch.setattr(registry, "find", lambda kind, name: rewrite if name == "doubled" else real(kind, name))
+    steps = (Step(technique="doubled", options={}), ORT)
+    found = run(Transform(workload=workload, strategy=Strategy(steps=steps)))
+    if same:
+        assert found.value.facts["rewritten"]["output"]["error"] < 1e-5  # type: ignore[union-attr]
+    else:
+        assert isinstance(found, Failed)
+        assert found.kind == "mismatch"
+        assert "no longer the same after doubled" in found.reason
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoOptions(Data):
+    pass
+
+
+class Divided(nn.Module):
+    def __init__(self, by: float) -> None:
+        super().__init__()
+        self.by = by
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.by
 
 
 def test_strategies_that_share_their_first_steps_train_once(run: Inline, workload: Workload) -> None:

@@ -1,5 +1,6 @@
 """select_early: the same answers, and the last layer's products get one row."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,19 @@ def test_of_an_encoder_the_last_layer_alone_gets_smaller(tmp_path: Path) -> None
     source, result, facts = both(case, tmp_path)
     assert facts["products"] == 5  # scores, mixed values, projection, up, down
     assert 0.5 < macs(result, case) / macs(source, case) < 0.8
+
+
+def test_of_sequences_of_any_length_at_least_the_feed_forward_part_gets_one_row(tmp_path: Path) -> None:
+    case = CASES["hand_encoder"]()
+    fixed = case.signature()
+    inputs = tuple(replace(spec, shape=(spec.shape[0], "length")) for spec in fixed.inputs)
+    signature, source = replace(fixed, inputs=inputs), tmp_path / "source.onnx"
+    export(case.adapter(), signature, case.tensors(2), source)
+    applied = select_early.apply(source, select_early.Options(), replace(case.tools(tmp_path), signature=signature))
+    assert applied.facts["products"] >= 2
+    feeds = [{"ids": np.arange(n)[None] + np.ones((2, 1), int), "mask": np.ones((2, n), int)} for n in (3, 20)]
+    for before, after in zip(parity.run_file(source, feeds), parity.run_file(applied.model, feeds), strict=True):
+        np.testing.assert_allclose(after[0], before[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("quantizer", ["quantize_inc", "quantize_ort"])
