@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from petra_deploy.core import metrics
+from petra_deploy.core import metrics, registry
 from petra_deploy.core.job import Load
 from petra_deploy.core.outcome import Done
 from petra_deploy.core.store import Store
@@ -16,6 +16,7 @@ from petra_deploy.core.workload import DataSource, LoadOptions, ModelSource
 from petra_deploy.testing.inline import Inline
 
 ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 PAGES = {name: (ROOT / "docs" / name).read_text() for name in ("loading.md", "data.md")}
 FILES = {
     name: text for page in PAGES.values() for name, text in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page, re.S)
@@ -141,6 +142,12 @@ def test_the_table_of_metrics_is_theirs():
 
 def test_a_module_in_memory_is_inspected(shown):
     run(shown, "in_memory.py")
+
+
+def test_every_technique_has_its_section():
+    text = (DOCS / "techniques.md").read_text()
+    missing = [name for name in registry.names("technique") if f"\n## {name}\n" not in text]
+    assert not missing, f"docs/techniques.md says nothing of {', '.join(missing)}"
 
 
 def test_links_between_the_pages_lead_somewhere():

@@ -20,14 +20,18 @@ from petra_deploy.core.plan import Layout
 from petra_deploy.core.strategy import FULL, Fidelity, Strategy
 from petra_deploy.core.workload import TensorSpec
 
+_KINDS = ("channels", "units", "block", "heads", "stage", "layer")
 Schema = Literal["petra-deploy/strategy/1"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture(Data):
-    """What must be the same for a strategy to fit: names, kinds and widths, not the weights."""
+    """What must be the same for a strategy to fit: operators, sizes and the groups it names, not the weights.
 
-    fingerprint: str  # sha256 over the fields below
+    Groups that depend on the machine (where factors were faster) or overlap others are left out.
+    """
+
+    fingerprint: str  # sha256 over the fields below; for people
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     operators: dict[str, int]
@@ -40,9 +44,7 @@ class Architecture(Data):
             "inputs": layout.signature.inputs,
             "outputs": layout.signature.outputs,
             "operators": dict(sorted(layout.operators.items())),
-            "groups": tuple(
-                (group.name, group.kind, group.width) for group in layout.groups if group.kind != "precision"
-            ),
+            "groups": tuple((g.name, g.kind, g.width) for g in layout.groups if g.kind in _KINDS),
             "parameters": layout.parameters,
         }
         return cls(fingerprint=hashlib.sha256(files.canonical(facts)).hexdigest(), **facts)  # type: ignore[arg-type]
@@ -75,19 +77,19 @@ class Recipe(Data):
         if self.architecture is None:
             return ()
         now = Architecture.of(layout)
-        if now.fingerprint == self.architecture.fingerprint:
-            return ()
         found = [
             f"its {name} differ"
             for name in ("inputs", "outputs", "operators")
             if getattr(now, name) != getattr(self.architecture, name)
         ]
-        before = {(name, kind): width for name, kind, width in self.architecture.groups}
+        named = {name for step in self.strategy.steps for value in step.options.values() for name in _names(value)}
         after = {(name, kind): width for name, kind, width in now.groups}
-        for key in sorted({*before, *after}):
-            if before.get(key) != after.get(key):
-                found.append(f"{key[0]} has {after.get(key, 'no')} {key[1]}, not {before.get(key, 'none')}")
-        return tuple(found) or (f"it has {now.parameters} parameters, not {self.architecture.parameters}",)
+        for name, kind, width in self.architecture.groups:
+            if name in named and after.get((name, kind)) != width:
+                found.append(f"{name} has {after.get((name, kind), 'no')} {kind}, not {width}")
+        if now.parameters != self.architecture.parameters and not found:
+            found.append(f"it has {now.parameters} parameters, not {self.architecture.parameters}")
+        return tuple(found)
 
     def known_metric(self, data: object) -> str | None:
         """The metric to judge by, where none is named; None leaves it to a workload.py.
@@ -101,6 +103,11 @@ class Recipe(Data):
                 f"the strategy was judged by {self.metric}, which is code", "name the function again with --metric"
             )
         return self.metric
+
+
+def _names(option: object) -> tuple[str, ...]:
+    """The groups that an option of a step may name."""
+    return tuple(name for name in option if isinstance(name, str)) if isinstance(option, dict | list | tuple) else ()
 
 
 def read(path: Path) -> Recipe:
