@@ -22,6 +22,7 @@ from petra_deploy.driver.search.cost_model import CostModel
 
 Genome = Mapping[str, float]
 _LEAST = 0.04  # a strength below this does nothing: its step is left out
+_TRIED = 0.75  # the gene at which it is tried once, on the best: half of its range
 _SELDOM = 0.25  # the gene of what presets leave out, in the middle of the half that leaves it out
 _STEER = 0.8  # how far sensitivity may move a group from the common level
 _SPREAD = 4.0  # training time runs from 1/_SPREAD to _SPREAD/2 of a trial's fair share
@@ -187,6 +188,15 @@ class Encoding:
         current = self._quantizer(genome.get("quantize", 0.0))
         others = [None, *(offer.technique for offer in self._quantizers())]
         return [{**genome, "quantize": self.quantizer_gene(name)} for name in others if name != current]
+
+    def extras(self, genome: Genome) -> list[dict[str, float]]:
+        """The same with one technique more that presets leave out, each at half of its strength."""
+        found = []
+        for offer in self.plan.offers:
+            seldom = [name for name, knob in offer.knobs.items() if knob.strength and _seldom(knob)]
+            if seldom and offer.phase is Phase.SHRINK:
+                found.append({**genome, **{f"{offer.technique}.{name}": _TRIED for name in seldom}})
+        return found
 
     @property
     def shrinks(self) -> bool:

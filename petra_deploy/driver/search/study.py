@@ -8,6 +8,7 @@ once more.
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -123,10 +124,28 @@ class Search:
         if (reason := stopping.hopeless(self.outcomes)) is not None:
             raise NotMet(f"the search ended early: {reason}", "the logs of the trials are in the run folder")
         waiting = sum(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False))
+        waiting += self._try_extras(study, waiting)
         for proposal in proposals.after(outcome, genome, before, self.goal, self._bytes, self.encoding):
             if self.trials is None or len(self.outcomes) + waiting < self.trials:
                 study.enqueue_trial(proposal.genome, user_attrs={"epochs": proposal.epochs, "worth": proposal.worth})
                 waiting += 1
+
+    def _try_extras(self, study: optuna.Study, waiting: int) -> int:
+        """Once the presets are judged, enqueue the best so far with each technique that they leave out; how many.
+
+        Where few trials were asked for there is no room for that.
+        """
+        trials = study.get_trials(deepcopy=False)
+        judged = [t for t in trials if t.value is not None and "outcome" in t.user_attrs]
+        if waiting or not judged or any("extra" in t.user_attrs for t in trials):
+            return 0
+        best = min(judged, key=lambda t: t.value if t.value is not None else math.inf)
+        extras = self.encoding.extras(best.params)
+        if self.trials is not None and len(self.outcomes) + 2 * len(extras) > self.trials:
+            return 0
+        for genome in extras:
+            study.enqueue_trial(genome, user_attrs={"extra": True})
+        return len(extras)
 
     def _remember(self, outcome: Outcome, told: float | None) -> None:
         self.outcomes.append(outcome)

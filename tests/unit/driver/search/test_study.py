@@ -1,5 +1,6 @@
 import json
 import time
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from petra_deploy.core.errors import NotMet, OutOfDisk
 from petra_deploy.core.event import silent
 from petra_deploy.core.outcome import Failed, Goal, Outcome
+from petra_deploy.core.plan import Group, Knob, Offer, Phase
 from petra_deploy.core.strategy import FULL
 from petra_deploy.driver.plan import affordable
 from petra_deploy.driver.search import choose
@@ -137,3 +139,35 @@ def test_where_int8_gains_nothing_on_the_whole_model_it_is_not_asked_again():
     techniques = [{step.technique for step in o.strategy.steps} for o in outcomes]
     assert "quantize_inc" in techniques[0]
     assert not any(name.startswith("quantize") for names in techniques[1:] for name in names)
+
+
+def with_seldom(trials):
+    """A search in which one technique has no known-good strengths."""
+    made = search(trials=trials)
+    seldom = Offer(
+        technique="downscale", phase=Phase.SHRINK, acts_on="module",
+        knobs={"ratios": Knob.real(0.0, 0.75, per="resolution", strength=True)},
+    )  # fmt: skip
+    image = Group(name="image", kind="resolution", width=32, parameters=0, macs=0)
+    plan = made.encoding.plan
+    layout = replace(plan.layout, groups=(*plan.layout.groups, image))
+    made.encoding = replace(made.encoding, plan=replace(plan, offers=(*plan.offers, seldom), layout=layout))
+    return made
+
+
+def techniques(outcomes):
+    return [[step.technique for step in outcome.strategy.steps] for outcome in outcomes]
+
+
+def test_what_presets_leave_out_is_tried_once_on_the_best_of_them():
+    found = techniques(with_seldom(20).run())
+    presets = len(simulation.encoding().presets())
+    assert all("downscale" not in names for names in found[:presets])
+    first = next(index for index, names in enumerate(found) if "downscale" in names)
+    assert first < presets + 6  # the variants of the presets come before
+    assert "prune" in found[first]
+
+
+def test_a_few_trials_leave_no_room_for_that():
+    found = techniques(with_seldom(6).run())
+    assert all("downscale" not in names for names in found)
