@@ -3,7 +3,7 @@
     kind(machine.instructions())            # "vnni": of this machine
     alike("avx512")                         # ("avx2", "avx512"): the same integers come out there
 
-x86 without VNNI adds pairs of products in 16 bits, which saturate (`worker/model/saturation.py`);
+x86 without VNNI adds pairs of products in 16 bits, which saturate (`worker/artifact/saturation.py`);
 VNNI, AMX and 64-bit Arm add all of them in 32 bits, exactly.
 """
 

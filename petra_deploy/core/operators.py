@@ -3,7 +3,7 @@
     report.new.layer("layer1.0.conv1").us           # of each round, microseconds a call
     report.slower[0].sentence                       # "layer1.0.conv1: QLinearConv 41 us -> Conv 88 us ..."
 
-A backend says what it ran (`Ran`), worker/model/attribution.py for which layers, driver/operators.py what changed.
+A backend says what it ran (`Ran`), worker/artifact/attribution.py for which layers, driver/operators.py what changed.
 A profiler adds about the same to every operator's time. Where the sum over operators is more than a call without the
 profiler takes, as much is taken off each as brings the sum down to that: `added` says how much.
 """

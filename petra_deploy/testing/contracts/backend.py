@@ -22,7 +22,7 @@ from petra_deploy.core.plan import Knob
 from petra_deploy.core.target import Target
 from petra_deploy.testing.contracts._contract import Contract, found, refusal, sentences, skip
 from petra_deploy.testing.contracts._graphs import exported, feeds
-from petra_deploy.worker.model import attribution
+from petra_deploy.worker.artifact import attribution
 
 Array = NDArray[Any]
 _TRIED = ("cnn", "mlp")  # what onnx's reference evaluator runs in a moment

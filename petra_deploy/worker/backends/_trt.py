@@ -27,6 +27,7 @@ from petra_deploy.core.outcome import Engine, Graph
 from petra_deploy.core.store import default_root, digest_file
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Signature
+from petra_deploy.worker.artifact.zeros import two_of_four
 from petra_deploy.worker.backends import _trt_cache as cache
 from petra_deploy.worker.backends import _trt_lottery as lottery
 from petra_deploy.worker.backends._trt_build import Built, Settings, compile, merged
@@ -34,7 +35,6 @@ from petra_deploy.worker.backends._trt_cache import MODEL, TIMING, Provenance
 from petra_deploy.worker.backends._trt_runner import Runner
 from petra_deploy.worker.backends._trt_vendor import Vendor, admits
 from petra_deploy.worker.measure.lock import exclusive
-from petra_deploy.worker.model.zeros import two_of_four
 
 _LOG = logging.getLogger("petra_deploy")
 Feeds = dict[str, NDArray[Any]]

@@ -229,7 +229,7 @@ def _may_saturate(optimized: Path, operators: Mapping[str, int]) -> int:
     """How many layers have weights whose 8-bit sums can leave 16 bits, on processors that add so."""
     import onnx
 
-    from petra_deploy.worker.model import integers
+    from petra_deploy.worker.artifact import integers
 
     if not integers.OPERATORS & set(operators):
         return 0

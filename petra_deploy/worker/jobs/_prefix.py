@@ -25,7 +25,7 @@ from petra_deploy.core.job import Transform
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.strategy import Step
 from petra_deploy.worker.context import Context
-from petra_deploy.worker.model.quiet import cause
+from petra_deploy.worker.quiet import cause
 from petra_deploy.worker.workload.opened import open_module
 
 BATCH_ROWS = 64

@@ -23,11 +23,11 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.core.job import Certify
 from petra_deploy.core.outcome import Certified, OnCpu
 from petra_deploy.core.samples import Samples
+from petra_deploy.worker.artifact import integers
+from petra_deploy.worker.artifact.pieces import Compute, Pieces, expand
 from petra_deploy.worker.backends import onnxruntime as backend
 from petra_deploy.worker.context import Context
 from petra_deploy.worker.jobs.score import outputs_of, simple, targets_of
-from petra_deploy.worker.model import integers
-from petra_deploy.worker.model.pieces import Compute, Pieces, expand
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -49,7 +49,7 @@ def run(job: Inspect, context: Context) -> Inspected:
 
 def _layout(workload: Workload, context: Context) -> Layout:
     if workload.is_graph:
-        from petra_deploy.worker.model.graph_layout import graph_layout
+        from petra_deploy.worker.artifact.layout import graph_layout
         from petra_deploy.worker.workload.opened import open_graph
 
         found = graph_layout(open_graph(context.store, workload), workload.form, workload.signature)
@@ -68,7 +68,7 @@ def joined(graph: Layout, module: Layout) -> Layout:
 def _of_module(workload: Workload, context: Context) -> Layout:
     from petra_deploy.worker.model.export import example_of
     from petra_deploy.worker.model.layout import layout
-    from petra_deploy.worker.model.quiet import cause
+    from petra_deploy.worker.quiet import cause
     from petra_deploy.worker.workload.opened import open_module
 
     model = open_module(context.store, workload)

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from petra_deploy.core.job import Predict
 from petra_deploy.core.outcome import Engine, ErrorBar, Latency, Measurement, Work, WorkSum
 from petra_deploy.core.samples import Samples
+from petra_deploy.worker.artifact.optimized import optimized
+from petra_deploy.worker.artifact.work import count, count_nodes
 from petra_deploy.worker.context import Context
 from petra_deploy.worker.jobs.measure import batch_sizes, make_feeds
 from petra_deploy.worker.measure import predicted
-from petra_deploy.worker.model.optimized import optimized
-from petra_deploy.worker.model.work import count, count_nodes
 
 
 def run(job: Predict, context: Context) -> Measurement:

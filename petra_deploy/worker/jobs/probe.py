@@ -24,8 +24,8 @@ from petra_deploy.worker.context import Context
 from petra_deploy.worker.jobs._techniques import Shrinkers
 from petra_deploy.worker.model import surgery, trial
 from petra_deploy.worker.model.export import example_of
-from petra_deploy.worker.model.quiet import cause, quiet
 from petra_deploy.worker.model.trial import Tensors
+from petra_deploy.worker.quiet import cause, quiet
 from petra_deploy.worker.training.device import resolve
 
 SECONDS = 15.0  # for the damages of all groups together

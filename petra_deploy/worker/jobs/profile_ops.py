@@ -20,13 +20,13 @@ from petra_deploy.core.job import ProfileOps
 from petra_deploy.core.operators import OpsProfile, Profiled
 from petra_deploy.core.outcome import Engine
 from petra_deploy.core.samples import Samples
+from petra_deploy.worker.artifact.attribution import Layers
 from petra_deploy.worker.context import Context
 from petra_deploy.worker.jobs.measure import batch_sizes, make_feeds, threads_of
 from petra_deploy.worker.measure import preflight
 from petra_deploy.worker.measure.calls import timed_both_us, timed_us
 from petra_deploy.worker.measure.lock import exclusive
 from petra_deploy.worker.measure.operators import Round, calls_for, contended, profile_of
-from petra_deploy.worker.model.attribution import Layers
 
 Feeds = list[dict[str, NDArray[Any]]]
 _TRIED = 3  # calls that say how many a round takes

@@ -30,9 +30,10 @@ from petra_deploy.core.outcome import Graph
 from petra_deploy.core.plan import Phase
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.strategy import Step
+from petra_deploy.worker.artifact import graph
 from petra_deploy.worker.context import Context
 from petra_deploy.worker.jobs import _prefix
-from petra_deploy.worker.model import graph, parity
+from petra_deploy.worker.model import parity
 from petra_deploy.worker.model.export import example_of, export
 from petra_deploy.worker.training.device import resolve
 from petra_deploy.worker.workload.opened import open_graph, open_module

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from petra_deploy.core import stats
 from petra_deploy.core.operators import Operator, OpsProfile, Ran, RanAll
-from petra_deploy.worker.model.attribution import Layers
+from petra_deploy.worker.artifact.attribution import Layers
 
 _FEWEST, _MOST = 5, 200  # calls a round
 _SLOW_US, _FEWEST_SLOW = 0.3e6, 2

@@ -24,10 +24,10 @@ from petra_deploy.core import machine
 from petra_deploy.core.extension import Runner
 from petra_deploy.core.outcome import Attained, Work
 from petra_deploy.core.target import Computing, Moving, Starting
+from petra_deploy.worker.artifact.optimized import optimized
+from petra_deploy.worker.artifact.work import count_nodes
 from petra_deploy.worker.measure.attained import total
 from petra_deploy.worker.measure.probes import Probe
-from petra_deploy.worker.model.optimized import optimized
-from petra_deploy.worker.model.work import count_nodes
 
 NAMES = tuple(
     f"{table}.{key}"

@@ -22,10 +22,10 @@ from torch_pruning.pruner.function import BasePruningFunc
 
 from petra_deploy.worker.model import surgery
 from petra_deploy.worker.model.adapter import submodule, submodules
-from petra_deploy.worker.model.quiet import cause, quiet
 from petra_deploy.worker.model.sizes import following
 from petra_deploy.worker.model.surgery import Coupling, Place, Side
 from petra_deploy.worker.model.trial import Tensors, Trial
+from petra_deploy.worker.quiet import cause, quiet
 
 ROOTS = (nn.modules.conv._ConvNd, nn.Linear)
 PATIENCE = 8.0  # seconds of this thread's work for one group; a large network's takes one

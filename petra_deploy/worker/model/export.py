@@ -20,9 +20,9 @@ from torch.export import _patches
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import Signature, TensorSpec
-from petra_deploy.worker.model import graph
-from petra_deploy.worker.model.quiet import cause, quiet
-from petra_deploy.worker.model.settle import settle
+from petra_deploy.worker.artifact import graph
+from petra_deploy.worker.artifact.settle import settle
+from petra_deploy.worker.quiet import cause, quiet
 
 OPSET = 20  # 23 brings an Attention that ONNX Runtime refuses with a broadcast mask
 

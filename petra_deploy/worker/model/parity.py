@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import Signature
-from petra_deploy.worker.model.quiet import cause
+from petra_deploy.worker.quiet import cause
 
 Array = NDArray[Any]
 Outputs = list[list[Array]]  # one list of arrays a batch, in the signature's order

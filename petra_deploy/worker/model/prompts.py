@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from petra_deploy.worker.model import adapter, surgery, trial
 from petra_deploy.worker.model.blocks import CONTAINERS, PassThrough
-from petra_deploy.worker.model.quiet import cause
 from petra_deploy.worker.model.trial import Tensors, Trial
+from petra_deploy.worker.quiet import cause
 
 PARAMETER = "prompts"
 _TRIED = 2  # tokens put in when an encoder is tried

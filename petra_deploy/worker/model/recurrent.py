@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from petra_deploy.worker.model import surgery
 from petra_deploy.worker.model.adapter import submodule, submodules
 from petra_deploy.worker.model.initial_states import initial_states
-from petra_deploy.worker.model.quiet import cause
 from petra_deploy.worker.model.readers import Part, Readers, Unreadable, find_readers
 from petra_deploy.worker.model.surgery import Place, Side
 from petra_deploy.worker.model.trial import Trial
+from petra_deploy.worker.quiet import cause
 
 RECURRENT = (nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}

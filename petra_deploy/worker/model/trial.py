@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from petra_deploy.worker.model.quiet import cause, quiet
 from petra_deploy.worker.model.surgery import twin
+from petra_deploy.worker.quiet import cause, quiet
 
 Tensors = tuple[Tensor, ...]
 BATCHES = (2, 3)

@@ -1,7 +1,7 @@
 """BatchNorm after a concatenation of convolutions, folded into those, in a torch.export graph.
 
 torchao folds a norm into the one convolution before it. Behind a concatenation (InceptionTime) it
-would stay a float operator between int8 ones. `worker/model/tidy/concat_norm.py` does the same
+would stay a float operator between int8 ones. `worker/artifact/tidy/concat_norm.py` does the same
 to ONNX graphs.
 """
 

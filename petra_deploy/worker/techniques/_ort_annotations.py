@@ -23,7 +23,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 from torchao.quantization.pt2e.quantizer.quantizer import Q_ANNOTATION_KEY
 
-from petra_deploy.worker.model import scopes
+from petra_deploy.worker.artifact import scopes
 from petra_deploy.worker.model.precision import within
 
 aten = torch.ops.aten

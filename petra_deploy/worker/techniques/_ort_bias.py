@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from petra_deploy.core.extension import Tools
-from petra_deploy.worker.model.quiet import quiet
-from petra_deploy.worker.model.settle import values
+from petra_deploy.worker.artifact.settle import values
+from petra_deploy.worker.quiet import quiet
 from petra_deploy.worker.techniques._ort_graphs import BATCH_ROWS
 from petra_deploy.worker.techniques._ort_static import Static, static
 

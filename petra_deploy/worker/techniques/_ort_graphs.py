@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Layout, Tools
-from petra_deploy.worker.model import graph, parity, precision, scopes
-from petra_deploy.worker.model.quiet import cause, quiet
-from petra_deploy.worker.model.settle import settle
+from petra_deploy.worker.artifact import graph, scopes
+from petra_deploy.worker.artifact.settle import settle
+from petra_deploy.worker.model import parity, precision
+from petra_deploy.worker.quiet import cause, quiet
 
 LAYERS = ["Conv", "ConvTranspose", "Gemm", "MatMul"]
 WEIGHTED = (  # the same, and as modules

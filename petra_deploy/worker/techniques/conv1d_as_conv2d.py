@@ -14,8 +14,9 @@ from pathlib import Path
 
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.model import graph, parity, planar
-from petra_deploy.worker.model.inferred import inferred
+from petra_deploy.worker.artifact import graph, planar
+from petra_deploy.worker.artifact.inferred import inferred
+from petra_deploy.worker.model import parity
 
 PHASE = Phase.FINISH  # after the quantizers: whatever they left in float
 ACTS_ON: ActsOn = "graph"

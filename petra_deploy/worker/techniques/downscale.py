@@ -24,8 +24,8 @@ from petra_deploy.worker.model.adapter import Adapter
 from petra_deploy.worker.model.blocks import CONTAINERS, PassThrough, gone
 from petra_deploy.worker.model.export import example_of
 from petra_deploy.worker.model.layout import Found, Look
-from petra_deploy.worker.model.quiet import cause
 from petra_deploy.worker.model.trial import Tensors, Trial
+from petra_deploy.worker.quiet import cause
 
 PHASE = Phase.SHRINK
 ACTS_ON: ActsOn = "module"

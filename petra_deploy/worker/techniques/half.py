@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.model.quiet import cause, quiet
-from petra_deploy.worker.model.work import values_of
+from petra_deploy.worker.artifact.work import values_of
+from petra_deploy.worker.quiet import cause, quiet
 
 PHASE = Phase.FINISH
 ACTS_ON: ActsOn = "graph"

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.model.quiet import cause, quiet
+from petra_deploy.worker.quiet import cause, quiet
 from petra_deploy.worker.techniques._ort_graphs import WEIGHTED, finished, has_any, mostly_recurrent, prepared, products
 from petra_deploy.worker.techniques._ort_static import Static, static
 

@@ -24,8 +24,8 @@ from petra_deploy.worker.model import adapter, blocks, precision
 from petra_deploy.worker.model.export import capturing, dynamic_shapes, example_of
 from petra_deploy.worker.model.islands import Attempts, relieve
 from petra_deploy.worker.model.layout import Found, Look
-from petra_deploy.worker.model.quiet import cause, quiet
 from petra_deploy.worker.model.trial import Tensors
+from petra_deploy.worker.quiet import cause, quiet
 
 PHASE = Phase.QUANTIZE
 ACTS_ON: ActsOn = "module"

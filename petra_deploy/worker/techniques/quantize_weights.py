@@ -21,10 +21,11 @@ from numpy.typing import NDArray
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.model import graph as graphs
-from petra_deploy.worker.model import nbits, precision
-from petra_deploy.worker.model.tidy import strip
-from petra_deploy.worker.model.tidy.bench import CONTRIB, Bench
+from petra_deploy.worker.artifact import graph as graphs
+from petra_deploy.worker.artifact import nbits
+from petra_deploy.worker.artifact.tidy import strip
+from petra_deploy.worker.artifact.tidy.bench import CONTRIB, Bench
+from petra_deploy.worker.model import precision
 from petra_deploy.worker.techniques._ort_graphs import has_any, prepared, within
 
 PHASE = Phase.QUANTIZE

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.model import graph, parity, selection
-from petra_deploy.worker.model.inferred import inferred
+from petra_deploy.worker.artifact import graph, selection
+from petra_deploy.worker.artifact.inferred import inferred
+from petra_deploy.worker.model import parity
 
 PHASE = Phase.REWRITE  # before the quantizers of graphs, which then see fewer rows
 ACTS_ON: ActsOn = "graph"

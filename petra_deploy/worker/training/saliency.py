@@ -25,7 +25,7 @@ from petra_deploy.core.extension import Tools
 from petra_deploy.core.samples import Samples
 from petra_deploy.worker.model import surgery
 from petra_deploy.worker.model.importance import FROM_DATA, Importance
-from petra_deploy.worker.model.quiet import cause, quiet
+from petra_deploy.worker.quiet import cause, quiet
 from petra_deploy.worker.training.losses import Output, describe, drawn, from_labels, from_original
 from petra_deploy.worker.training.samples import Batch, Rows, batch_size
 

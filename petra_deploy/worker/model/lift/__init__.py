@@ -25,7 +25,7 @@ from petra_deploy.worker.model.export import capturing, dynamic_shapes, example_
 from petra_deploy.worker.model.lift import build, segments
 from petra_deploy.worker.model.lift.tape import Tape, as_tensors
 from petra_deploy.worker.model.lift.values import Unliftable
-from petra_deploy.worker.model.quiet import cause, quiet
+from petra_deploy.worker.quiet import cause, quiet
 
 SIZES = (1, 3)  # rows at which the module must answer as the file
 

@@ -20,7 +20,7 @@ from petra_deploy.worker.model.lift.operators import OPERATORS
 from petra_deploy.worker.model.lift.places import Places, where
 from petra_deploy.worker.model.lift.tape import Argument, Held, Literal, Ref, Step, Tape, run
 from petra_deploy.worker.model.lift.values import Unliftable, Value, tensor
-from petra_deploy.worker.model.quiet import cause
+from petra_deploy.worker.quiet import cause
 
 CONTROL = ("If", "Loop", "Scan", "SequenceMap")
 _ZERO = frozenset(("Expand", "Slice", "Reshape", "Unsqueeze", "Squeeze", "Transpose", "Identity", "Cast", "Split",

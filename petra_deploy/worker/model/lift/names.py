@@ -8,7 +8,7 @@ owner("layer1.0.conv1.weight")                  # "layer1.0.conv1": of a paramet
 import re
 from collections.abc import Mapping
 
-from petra_deploy.worker.model import scopes
+from petra_deploy.worker.artifact import scopes
 
 _PART = re.compile(r"\w+(\.\w+)*")
 _LAST = re.compile(r"(weight|bias|kernel|gamma|beta)\w*")

@@ -12,9 +12,9 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from petra_deploy.worker.artifact.scopes import module as users
 from petra_deploy.worker.model.lift.names import Paths, owner, scope
 from petra_deploy.worker.model.lift.tape import Scope
-from petra_deploy.worker.model.scopes import module as users
 
 
 class Places:

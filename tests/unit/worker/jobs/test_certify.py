@@ -11,10 +11,10 @@ from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store
 from petra_deploy.core.workload import Split
 from petra_deploy.testing.inline import Inline
+from petra_deploy.worker.artifact import integers
 from petra_deploy.worker.backends import onnxruntime as backend
 from petra_deploy.worker.context import Context
 from petra_deploy.worker.jobs import certify
-from petra_deploy.worker.model import integers
 from petra_deploy.worker.model.export import export
 from petra_deploy.worker.techniques import quantize_dynamic, quantize_inc, quantize_ort
 from tests.models import CASES

@@ -99,9 +99,9 @@ def test_the_processor_is_measured_and_every_rate_has_a_graph_that_shows_it(stor
 
 
 def test_the_graphs_show_every_part(tmp_path: Path) -> None:
+    from petra_deploy.worker.artifact.optimized import optimized
+    from petra_deploy.worker.artifact.work import count_nodes
     from petra_deploy.worker.measure.probes import probes
-    from petra_deploy.worker.model.optimized import optimized
-    from petra_deploy.worker.model.work import count_nodes
 
     seen: set[str] = set()
     for index, probe in enumerate(probes()):

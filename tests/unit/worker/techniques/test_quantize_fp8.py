@@ -11,7 +11,8 @@ from onnx import TensorProto
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.machine import resolve
-from petra_deploy.worker.model import parity, work
+from petra_deploy.worker.artifact import work
+from petra_deploy.worker.model import parity
 from petra_deploy.worker.techniques import half, quantize_fp8
 from tests.models import CASES, Case
 from tests.unit.worker.techniques.graphs import exported, inside

@@ -9,7 +9,7 @@ import pytest
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.target import Target
-from petra_deploy.worker.model import graph
+from petra_deploy.worker.artifact import graph
 from petra_deploy.worker.techniques import quantize_dynamic, quantize_ort
 from tests.models import CASES, Case
 from tests.unit.worker.techniques.graphs import exported, follows, inside

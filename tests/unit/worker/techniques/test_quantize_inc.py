@@ -13,7 +13,8 @@ import torch
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.target import Target
-from petra_deploy.worker.model import parity, settle
+from petra_deploy.worker.artifact import settle
+from petra_deploy.worker.model import parity
 from petra_deploy.worker.model.export import export
 from petra_deploy.worker.techniques import quantize_inc
 from petra_deploy.worker.techniques.quantize_inc import Options

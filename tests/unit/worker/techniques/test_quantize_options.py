@@ -10,8 +10,9 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from petra_deploy.worker.model import parity, settle
-from petra_deploy.worker.model.optimized import optimized
+from petra_deploy.worker.artifact import settle
+from petra_deploy.worker.artifact.optimized import optimized
+from petra_deploy.worker.model import parity
 from petra_deploy.worker.techniques import _ort_bias, quantize_dynamic, quantize_ort
 from petra_deploy.worker.techniques._ort_static import Static
 from tests.models import CASES, Case

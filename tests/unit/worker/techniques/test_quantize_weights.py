@@ -10,7 +10,8 @@ import onnxruntime
 import pytest
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.model import nbits, parity
+from petra_deploy.worker.artifact import nbits
+from petra_deploy.worker.model import parity
 from petra_deploy.worker.techniques import quantize_weights
 from petra_deploy.worker.techniques.quantize_weights import Options
 from tests.models import CASES

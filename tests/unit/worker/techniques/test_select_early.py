@@ -13,7 +13,8 @@ from petra_deploy.core.job import Transform
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.testing.inline import Inline
-from petra_deploy.worker.model import parity, work
+from petra_deploy.worker.artifact import work
+from petra_deploy.worker.model import parity
 from petra_deploy.worker.model.export import export
 from petra_deploy.worker.techniques import select_early
 from tests.models import CASES, Case

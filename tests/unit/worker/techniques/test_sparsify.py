@@ -14,7 +14,7 @@ from petra_deploy.core.job import Transform
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Fidelity, Step, Strategy
 from petra_deploy.testing.inline import Inline
-from petra_deploy.worker.model.zeros import two_of_four
+from petra_deploy.worker.artifact.zeros import two_of_four
 from petra_deploy.worker.techniques import prune, recover, sparsify
 from tests.models import CASES, Case
 

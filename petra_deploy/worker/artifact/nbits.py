@@ -17,7 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from petra_deploy.core.extension import Tools
-from petra_deploy.worker.model.quiet import quiet
+from petra_deploy.worker.quiet import quiet
 
 Array = NDArray[Any]
 _BATCH_ROWS = 16

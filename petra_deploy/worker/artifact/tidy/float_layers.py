@@ -8,7 +8,7 @@ through a DequantizeLinear of its own, which has that scale once a channel: the 
 import numpy as np
 import onnx_ir as ir
 
-from petra_deploy.worker.model.tidy.bench import Bench
+from petra_deploy.worker.artifact.tidy.bench import Bench
 
 
 def rewrite(bench: Bench) -> int:

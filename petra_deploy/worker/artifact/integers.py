@@ -17,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from petra_deploy.worker.model import saturation
+from petra_deploy.worker.artifact import saturation
 
 Array = NDArray[Any]
 _INPUTS = {  # operator -> where it takes activations, their zero point, weights, theirs, bias; -1: nowhere

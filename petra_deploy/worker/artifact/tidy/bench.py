@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from petra_deploy.worker.model.scopes import SCOPES
+from petra_deploy.worker.artifact.scopes import SCOPES
 
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 SHAPE_OPERATORS = ("Transpose", "Slice", "Concat", "Unsqueeze", "Squeeze", "Reshape")

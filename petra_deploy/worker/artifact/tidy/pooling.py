@@ -6,7 +6,7 @@ has no int8 kernel, so the convolution before it would stay in float.
 
 import onnx_ir as ir
 
-from petra_deploy.worker.model.tidy.bench import Bench
+from petra_deploy.worker.artifact.tidy.bench import Bench
 
 SOURCES = ("Conv", "Relu", "Clip", "Add", "Mul", "Concat", "DequantizeLinear", "BatchNormalization", "HardSwish")
 

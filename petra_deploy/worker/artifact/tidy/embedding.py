@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from petra_deploy.worker.model.tidy.bench import Bench
+from petra_deploy.worker.artifact.tidy.bench import Bench
 
 
 def rewrite(bench: Bench) -> int:

@@ -3,7 +3,7 @@
 model = inferred(path)      # ir.Model; value.shape is known wherever onnx can tell
 
 ONNX's inference stops at operators of other domains. While it runs, the one that we write ourselves
-(worker/model/tidy/linear.py) is defined as a function of ordinary ones, of which only the shape is asked.
+(worker/artifact/tidy/linear.py) is defined as a function of ordinary ones, of which only the shape is asked.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
-from petra_deploy.worker.model.tidy.bench import CONTRIB
+from petra_deploy.worker.artifact.tidy.bench import CONTRIB
 
 PRODUCT = "MatMulIntegerToFloat"
 _INPUTS = ("a", "b", "a_scale", "b_scale", "a_zero", "b_zero", "bias")

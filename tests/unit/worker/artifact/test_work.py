@@ -8,8 +8,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.model.optimized import optimized
-from petra_deploy.worker.model.work import count, count_nodes
+from petra_deploy.worker.artifact.optimized import optimized
+from petra_deploy.worker.artifact.work import count, count_nodes
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], shape: tuple[int, ...]) -> Path:

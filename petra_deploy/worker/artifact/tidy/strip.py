@@ -1,14 +1,14 @@
 """Leave out what no one reads: dead nodes, unused weights, metadata, names of files.
 
 The exporter writes stack traces with paths of this machine into every node; none may ship. Of all that only
-the module that a node is a part of stays, in its name: "layer1.0.conv1/Conv_12" (worker/model/scopes.py).
+the module that a node is a part of stays, in its name: "layer1.0.conv1/Conv_12" (worker/artifact/scopes.py).
 """
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from petra_deploy.worker.model import scopes
-from petra_deploy.worker.model.tidy.bench import Bench
+from petra_deploy.worker.artifact import scopes
+from petra_deploy.worker.artifact.tidy.bench import Bench
 
 
 def rewrite(bench: Bench) -> int:

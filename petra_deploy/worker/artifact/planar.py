@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from petra_deploy.worker.model.tidy import strip
-from petra_deploy.worker.model.tidy.bench import Bench
+from petra_deploy.worker.artifact.tidy import strip
+from petra_deploy.worker.artifact.tidy.bench import Bench
 
 AXIS = 2  # where the new dimension of size one stands
 ELEMENTWISE = frozenset({
@@ -29,7 +29,7 @@ WHOLE = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
 
 
 def widen(model: ir.Model) -> dict[str, int]:
-    """Rewrite `model` in place; shapes of its values should be known (worker/model/inferred.py)."""
+    """Rewrite `model` in place; shapes of its values should be known (worker/artifact/inferred.py)."""
     return _Planes(Bench(model)).run()
 
 

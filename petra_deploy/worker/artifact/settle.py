@@ -19,9 +19,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from petra_deploy.worker.model.optimized import optimized
-from petra_deploy.worker.model.tidy import float_layers, strip
-from petra_deploy.worker.model.tidy.bench import Bench
+from petra_deploy.worker.artifact.optimized import optimized
+from petra_deploy.worker.artifact.tidy import float_layers, strip
+from petra_deploy.worker.artifact.tidy.bench import Bench
 
 Array = NDArray[Any]
 _ROUNDS = 2  # what its neighbour was fused with may stand alone after the first

@@ -15,9 +15,9 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from petra_deploy.worker.model.inferred import PRODUCT
-from petra_deploy.worker.model.tidy import strip
-from petra_deploy.worker.model.tidy.bench import Bench
+from petra_deploy.worker.artifact.inferred import PRODUCT
+from petra_deploy.worker.artifact.tidy import strip
+from petra_deploy.worker.artifact.tidy.bench import Bench
 
 UNARY = frozenset({
     "Relu", "LeakyRelu", "Elu", "Selu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Gelu", "Mish",
@@ -35,7 +35,7 @@ class _Pick:
 
 
 def select_early(model: ir.Model) -> dict[str, int]:
-    """Rewrite `model` in place; shapes of its values should be known (worker/model/inferred.py)."""
+    """Rewrite `model` in place; shapes of its values should be known (worker/artifact/inferred.py)."""
     return _Selections(Bench(model)).run()
 
 

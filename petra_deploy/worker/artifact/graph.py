@@ -15,7 +15,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.model.tidy import (
+from petra_deploy.worker.artifact.tidy import (
     concat_norm,
     embedding,
     float_layers,
@@ -25,7 +25,7 @@ from petra_deploy.worker.model.tidy import (
     shape_constants,
     strip,
 )
-from petra_deploy.worker.model.tidy.bench import Bench
+from petra_deploy.worker.artifact.tidy.bench import Bench
 
 MOST_BYTES = 2**31 - 1  # of a protobuf message
 PORTABLE = (concat_norm, embedding, pooling, shape_constants)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from petra_deploy.core.operators import How, Ran
-from petra_deploy.worker.model import scopes
+from petra_deploy.worker.artifact import scopes
 
 Place = tuple[tuple[str, ...], How]
 _WEIGHTED = frozenset({

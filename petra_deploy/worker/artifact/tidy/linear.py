@@ -11,7 +11,7 @@ QGemm. Only for graphs that ONNX Runtime will run (`lower=True`); other runtimes
 import numpy as np
 import onnx_ir as ir
 
-from petra_deploy.worker.model.tidy.bench import CONTRIB, Bench, Packed
+from petra_deploy.worker.artifact.tidy.bench import CONTRIB, Bench, Packed
 
 
 def rewrite(bench: Bench) -> int:

@@ -4,7 +4,7 @@ The dynamo exporter slices and joins LSTM weights gate by gate, and transposes t
 layers. Here each becomes one initializer, or one int8 initializer behind DequantizeLinear.
 """
 
-from petra_deploy.worker.model.tidy.bench import SHAPE_OPERATORS, Bench
+from petra_deploy.worker.artifact.tidy.bench import SHAPE_OPERATORS, Bench
 
 
 def rewrite(bench: Bench) -> int:

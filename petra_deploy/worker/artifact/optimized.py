@@ -15,7 +15,7 @@ from typing import cast
 import onnx
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.model.quiet import cause
+from petra_deploy.worker.quiet import cause
 
 _LEVELS = {"none": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC"}
 

@@ -8,7 +8,7 @@ keeps everything around it from int8.
 import numpy as np
 import onnx_ir as ir
 
-from petra_deploy.worker.model.tidy.bench import Bench
+from petra_deploy.worker.artifact.tidy.bench import Bench
 
 
 def rewrite(bench: Bench) -> int:

@@ -8,7 +8,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from petra_deploy.core import cpus, machine
-from petra_deploy.worker.model import integers, saturation
+from petra_deploy.worker.artifact import integers, saturation
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SATURATES = cpus.kind(machine.instructions()) in cpus.SATURATING  # else VNNI, AMX or Arm: exact sums

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-from petra_deploy.worker.model import graph
+from petra_deploy.worker.artifact import graph
 
 RNG = np.random.default_rng(0)
 
@@ -160,8 +160,10 @@ def test_quantized_counts_operators_on_integers_only(tmp_path: Path) -> None:
         helper.make_node("Gemm", ["xf", "wf"], ["h"], transB=1),
         helper.make_node("MatMul", ["h", "v"], ["y"]),
     ]
-    _, _, model = _both(tmp_path, nodes, weights, (3, 4), (3, 5))
+    _, _, model = _both(tmp_path, nodes, weights, (3, 4), (3, 5), lower=False)
     assert graph.quantized(model) == {"Gemm": 1}
+    _, _, model = _both(tmp_path, nodes, weights, (3, 4), (3, 5))
+    assert graph.quantized(model) == {"MatMulIntegerToFloat": 1}
 
 
 def _int8(name: str, shape: tuple[int, ...], axis: int | None) -> dict[str, np.ndarray]:

@@ -7,7 +7,7 @@ is no portable int8 LSTM in ONNX, and no int8 GRU in ONNX Runtime.
 import numpy as np
 import onnx_ir as ir
 
-from petra_deploy.worker.model.tidy.bench import CONTRIB, Bench, Packed
+from petra_deploy.worker.artifact.tidy.bench import CONTRIB, Bench, Packed
 
 
 def rewrite(bench: Bench) -> int:

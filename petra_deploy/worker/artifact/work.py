@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.outcome import Work
 from petra_deploy.core.target import Precision
-from petra_deploy.worker.model.quiet import cause
+from petra_deploy.worker.quiet import cause
 
 Array = NDArray[Any]
 

@@ -4,8 +4,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from petra_deploy.core.operators import Ran
-from petra_deploy.worker.model import scopes
-from petra_deploy.worker.model.attribution import Layers
+from petra_deploy.worker.artifact import scopes
+from petra_deploy.worker.artifact.attribution import Layers
 
 
 @pytest.mark.parametrize(("name", "module"), [
