@@ -14,7 +14,7 @@ from torch import nn
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.target import Target
-from petra_deploy.worker.model import adapter, masks, parity
+from petra_deploy.worker.model import adapter, masks, parity, precision
 from petra_deploy.worker.model.export import export
 from petra_deploy.worker.model.optimized import optimized
 from petra_deploy.worker.techniques import quantize_inc, quantize_qat
@@ -154,6 +154,28 @@ def test_where_int8_ruins_the_answers_the_culprit_stays_in_float(tmp_path: Path)
     applied = quantize_qat.apply(case.adapter(), Options(epochs=1), case.tools(tmp_path, rows=32))
     assert applied.facts["islands"] == [CULPRIT]
     assert applied.facts["float"] == {"linear": 1}
+
+
+@pytest.mark.parametrize(
+    ("technique", "name"),
+    [(quantize_inc, "cnn"), *((quantize_qat, name) for name in ("cnn", "lstm", "torch_encoder", "mlp"))],
+)
+def test_parts_in_float_islands_and_scales_per_tensor_hold_together(technique: Any, name: str, tmp_path: Path) -> None:
+    case = CASES[name]()
+    parts = precision.parts(case.adapter())
+    kept = tuple(parts[:1])
+    more: dict[str, Any] = {"bias_correction": True} if technique is quantize_inc else {"epochs": 0.5}
+    options = technique.Options(keep_float=kept, islands=1, least_db=100.0, granularity="tensor", **more)
+    applied = technique.apply(case.adapter(), options, case.tools(tmp_path, rows=32))
+    assert applied.facts["int8"]
+    if kept:
+        assert applied.facts["kept_float"] == list(kept)
+        assert len(applied.facts["islands"]) <= 1
+        assert applied.facts["float"]
+    export(applied.model, case.signature(), case.tensors(2), tmp_path / "model.onnx")
+    batches = parity.probes(case.samples(8), case.signature())
+    expected = parity.run_module(applied.model, case.signature(), batches)
+    parity.compare(expected, parity.run_file(tmp_path / "model.onnx", batches), case.signature(), parity.CLOSE)
 
 
 def test_it_needs_no_labels_and_leaves_its_input_alone(tmp_path: Path) -> None:
