@@ -4,25 +4,25 @@
 
 Each block of `block` weights along a row has a scale and a zero point, Intel Neural Compressor's. "rtn" rounds to the
 nearest; "gptq" rounds column after column and lets the columns that follow make up for the error on the
-calibration rows. Embeddings, convolutions and recurrent layers stay as they are. Made for token-by-token
-decoding: what is saved is reading weights, so it pays at a row or a few and costs at many.
-Sources: neural-compressor 3.10 (weight_only); Frantar et al., GPTQ (arXiv 2210.17323); ONNX Runtime's MatMulNBits.
+calibration rows; "awq" scales what a layer reads before rounding to the nearest, where what makes it can take the
+scale back (worker/artifact/awq.py). Embeddings, convolutions and recurrent layers stay as they are. Made for
+token-by-token decoding: what is saved is reading weights, so it pays at a row or a few and costs at many.
+Sources: neural-compressor 3.10 (weight_only); Frantar et al., GPTQ (arXiv 2210.17323); Lin et al., AWQ
+(arXiv 2306.00978); ONNX Runtime's MatMulNBits.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 import onnx_ir as ir
 from annotated_types import Ge
-from numpy.typing import NDArray
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
+from petra_deploy.worker.artifact import awq, nbits
 from petra_deploy.worker.artifact import graph as graphs
-from petra_deploy.worker.artifact import nbits
 from petra_deploy.worker.artifact.tidy import strip
 from petra_deploy.worker.artifact.tidy.bench import CONTRIB, Bench
 from petra_deploy.worker.model import precision
@@ -42,10 +42,10 @@ _LEAST = 1024  # weights of a layer, below which the unpacking is all that it co
 @dataclass(frozen=True, kw_only=True)
 class Options(Data):
     bits: Literal[4, 8] = 4
-    method: Literal["rtn", "gptq"] = "rtn"
+    method: Literal["rtn", "gptq", "awq"] = "rtn"
     block: Literal[16, 32, 64, 128] = 32  # weights of a row that share a scale
     compute: Literal["float", "int8"] = "int8"  # in what the kernel multiplies (its accuracy_level 1 or 4)
-    calibration_rows: Annotated[int, Ge(1)] = 64  # for gptq
+    calibration_rows: Annotated[int, Ge(1)] = 64  # for gptq and awq
     keep_float: tuple[str, ...] = ()  # modules of the model (or nodes of the graph) that stay in float
 
 
@@ -56,7 +56,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
-    return {"method": Knob.choice("rtn", "gptq"), **precision.knob(layout)}
+    return {"method": Knob.choice("rtn", "gptq", "awq"), **precision.knob(layout)}
 
 
 def apply(model: Path, options: Options, tools: Tools) -> Applied:
@@ -70,38 +70,32 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
     left = {node for nodes in named.values() for node in nodes}
     bench = Bench(source)
     weights = {node: weight for node in bench.nodes("MatMul", "Gemm") if node.name not in left
-               and (weight := _weight(bench, node)) is not None}  # fmt: skip
+               and (weight := awq.weight(bench, node)) is not None}  # fmt: skip
     if not weights:
         raise Problem("unsupported", "no linear layer of the graph has a constant weight")
-    large = {node: weight for node, weight in weights.items() if weight.size >= _LEAST}
-    layers = large or weights
+    layers = [node for node, weight in weights.items() if weight.size >= _LEAST] or list(weights)
     inputs = {}
-    if options.method == "gptq":
+    if options.method != "rtn":
         inputs = nbits.inputs_of(source, [node.inputs[0] for node in layers], tools, options.calibration_rows)
-    for node, weight in layers.items():
-        rows = inputs.get(node.inputs[0].name or "") if node.inputs[0] is not None else None
-        _replace(bench, node, nbits.rounded(weight, options.bits, options.block, rows), options)
+    facts: dict[str, object] = {"bits": options.bits, "method": options.method, "layers": len(layers)}
+    if options.method == "awq":
+        told = awq.scale(bench, layers, inputs, options.bits, options.block)
+        facts |= {"awq_scaled": len(told.scaled), "awq_left_out": told.left_out}
+        inputs = {}
+    packed = []
+    for layer in layers:
+        weight = awq.weight(bench, layer)  # anew: its columns may have been scaled
+        rows = inputs.get(layer.inputs[0].name or "") if layer.inputs[0] is not None else None
+        if weight is not None:
+            packed.append((layer, nbits.rounded(weight, options.bits, options.block, rows)))
+    for layer, rounded in packed:
+        _replace(bench, layer, rounded, options)
     strip.rewrite(bench)
     path = tools.scratch / "model.onnx"
     graphs.save(source, path)
-    facts: dict[str, object] = {"bits": options.bits, "method": options.method, "layers": len(layers)}
     if named:
         facts["kept_float"] = {part: len(nodes) for part, nodes in named.items()}
     return Applied(path, facts=facts)
-
-
-def _weight(bench: Bench, node: ir.Node) -> NDArray[Any] | None:
-    """(outputs, inputs) float32 of a layer that can be packed; else None."""
-    weight = bench.constant(node.inputs[1])
-    if weight is None or weight.ndim != 2 or weight.dtype != np.float32:
-        return None
-    if node.op_type == "MatMul":
-        return np.ascontiguousarray(weight.T)
-    attributes = node.attributes
-    scaled = any(attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta"))
-    if attributes.get_int("transA", 0) or scaled:
-        return None
-    return weight if attributes.get_int("transB", 0) else np.ascontiguousarray(weight.T)
 
 
 def _replace(bench: Bench, node: ir.Node, rounded: nbits.Rounded, options: Options) -> None:
