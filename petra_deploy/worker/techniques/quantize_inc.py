@@ -58,7 +58,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
         return ("the model has no convolution, linear, embedding or LSTM layer",)
     if weighted == ["LSTM"] and not _lowers(target):
         return (f"int8 LSTM exists for ONNX Runtime on a CPU only, not for {target.runtime}",)
-    return ()
+    return (layout.refused[f"{KIND}/model"],) if f"{KIND}/model" in layout.refused else ()
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
@@ -73,7 +73,8 @@ KIND = precision.KIND
 def groups(look: Look) -> Found:
     """The parts that can be int8 or float each, for every quantizer's `keep_float`."""
     names = precision.parts(look.model)
-    return Found(tuple(look.group(name, KIND, 1, [name]) for name in names))
+    why = precision.nothing(look.model)
+    return Found(tuple(look.group(name, KIND, 1, [name]) for name in names), {"model": why} if why else {})
 
 
 def shrinker(model: torch.nn.Module, example: Tensors) -> Callable[[Group], torch.nn.Module]:

@@ -172,7 +172,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("name", "why"),
     [("out", "shared"), ("read", "read by other code"), ("normed", "computed"), ("grouped", "in groups"),
-     ("attention.out_proj", "read by other code"), ("attention", "MultiheadAttention"), ("nowhere", "no layer")],
+     ("attention.out_proj", "reads its weight"), ("attention", "MultiheadAttention"), ("nowhere", "no layer")],
 )  # fmt: skip
 def test_what_cannot_be_factored_is_refused_in_words(name: str, why: str, tmp_path: Path) -> None:
     case = Case("odd", Odd().eval(), {"ids": (7,)}, {"ids": 30})

@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from petra_deploy.core.errors import Problem
+from petra_deploy.core.target import Target
 from petra_deploy.worker.model import nbits, parity
 from petra_deploy.worker.techniques import quantize_weights
 from petra_deploy.worker.techniques.quantize_weights import Options
@@ -89,3 +90,10 @@ def test_a_graph_of_small_layers_is_refused(tmp_path: Path) -> None:
     case = CASES["dicts"]()
     with pytest.raises(Problem, match="no linear layer of the graph has a constant weight of 1,024"):
         quantize_weights.apply(exported(case, tmp_path), Options(), case.tools(tmp_path))
+
+
+def test_a_model_without_a_large_linear_layer_is_an_obstacle_in_words() -> None:
+    cpu = Target(name="cpu", runtime="onnxruntime", device="cpu", precisions=("fp32", "int8"))
+    (why,) = quantize_weights.obstacles(CASES["inception"]().layout(), cpu)
+    assert "1,024" in why
+    assert not quantize_weights.obstacles(CASES["mlp"]().layout(), cpu)
