@@ -108,8 +108,12 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
                       'give --data with at least a few hundred rows, or "rounds": 1')  # fmt: skip
     loose = loosened(model, Trial(model, example))
     proposed = channels.propose(loose.model, example)
-    if "*" in proposed.refused:
-        raise Problem("unsupported", proposed.refused["*"])
+    if (why := proposed.refused.get("*")) is not None:
+        if "*" in channels.propose(tools.teacher(), example).refused:
+            raise Problem("unsupported", why)
+        return Applied(
+            surgery.own(surgery.twin(model)), facts={"widths": {}, "gone": sorted(options.ratios), "why": why}
+        )
     ratios, lost = _assign(loose.model, proposed, options.ratios, tools, example)
     final = {group.name: rounded_width(group.width, ratio, options.round_to) for group, ratio in ratios.items()}
     small, trial = loose.model, loose.trial
