@@ -81,7 +81,7 @@ def worth(wide: Wide, cut: Cut) -> Worth:
 
 
 def part(wide: Wide) -> Wide:
-    """The layer called with so few rows, tokens or positions of its map that it takes at most `MOST_MACS`, if it can."""
+    """The layer called with so few tokens or positions of its map that it takes at most `MOST_MACS`, if it can."""
     sizes = list(wide.inputs)
     if wide.kind == "linear":
         least = dict.fromkeys(range(len(sizes) - 1), 1)
