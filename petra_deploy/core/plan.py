@@ -47,6 +47,7 @@ class Layout(Data):
     operators: dict[str, int]  # module class or ONNX operator -> count
     groups: tuple[Group, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)  # "kind/name" -> why this part must stay as it is
+    largest: dict[str, int] = field(default_factory=dict)  # module class -> weights of its largest parameter
 
     def of_kind(self, kind: str) -> tuple[Group, ...]:
         return tuple(group for group in self.groups if group.kind == kind)

@@ -4,6 +4,7 @@ Points are drawn at random, with every technique on offer, those that are off by
 here; two hundred with `pytest -m slow tests/contracts/test_space.py`.
 """
 
+import traceback
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_two_hundred_random_points_end_in_an_engine_or_in_a_reason(family: str, 
 
 
 def sample(family: str, folder: Path, points: int, seed: int) -> None:
-    """Anything raised but a Problem passes through here and fails the test."""
+    """Fails with every point that raised anything but a Problem, or where more than a quarter gave no engine."""
     run, target = Inline(Store(folder)), machine.resolve("cpu")
     workload = FAMILIES[family]().workload(run.store)
     seen = run.must(Inspect(workload=workload, target=target))
@@ -48,17 +49,22 @@ def sample(family: str, folder: Path, points: int, seed: int) -> None:
     plan = Plan(layout=layout, offers=seen.offers, runtime=seen.runtime, unavailable={}, train_rows=32,
                 train_seconds_per_row=1e-4, forward_seconds_per_row=1e-5)  # fmt: skip
     encoding = Encoding(plan, CostModel(plan, fixed=1.0), seed)
-    made = 0
-    for _ in range(points):
+    failed: list[str] = []
+    faults: list[str] = []
+    for number in range(points):
         genome = {name: float(generator.random()) for name in encoding.space.names}
         strategy = encoding.decode(genome, allowance=1.0, epochs=1.0)
         job = Transform(workload=workload, strategy=replace(strategy, runtime={}), fidelity=Fidelity(epochs=0.5))
-        done = run(job)
-        if not isinstance(done, Failed):
-            done = run(Build(graph=done.value, target=target, settings=strategy.runtime))
+        try:
+            done = run(job)
+            if not isinstance(done, Failed):
+                done = run(Build(graph=done.value, target=target, settings=strategy.runtime))
+        except Exception:
+            faults.append(f"point {number}, {strategy}:\n{traceback.format_exc()}")
+            continue
         if isinstance(done, Failed):
-            assert done.kind in EXPECTED, f"{strategy}: {done}"
-            assert done.reason
-        else:
-            made += 1
-    assert made >= points // 2, f"only {made} of {points} points gave an engine"
+            failed.append(f"point {number}, {done.kind}, {done.reason}: {strategy}")
+            if done.kind not in EXPECTED or not done.reason:
+                faults.append(failed[-1])
+    assert not faults, "\n\n".join(faults)
+    assert len(failed) <= max(points // 4, 1), "\n\n".join(failed)

@@ -56,17 +56,22 @@ def quantized(model: ir.Model) -> dict[str, int]:
     """Operator type -> how many of its nodes work on int8 weights or activations.
 
     Counted are operators that compute (Conv, Gemm, MatMul, LSTM, Gather, Add ...) whose inputs come
-    through DequantizeLinear, and ONNX Runtime's integer operators.
+    through DequantizeLinear, tables read in int8, and ONNX Runtime's integer operators.
     """
     counts: collections.Counter[str] = collections.Counter()
     for node in model.graph.all_nodes():
-        if node.op_type in INTEGER:
+        if node.op_type in INTEGER or (node.op_type == "Gather" and _small(node.inputs[0])):
             counts[node.op_type] += 1
         elif node.op_type in COMPUTING and node.inputs:
             producers = [value.producer() for value in node.inputs[:2] if value is not None]
             if producers and all(p is not None and p.op_type == "DequantizeLinear" for p in producers):
                 counts[node.op_type] += 1
     return dict(counts)
+
+
+def _small(value: ir.Value | None) -> bool:
+    """Whether it is a constant of int8 or uint8."""
+    return value is not None and value.const_value is not None and value.dtype in (ir.DataType.INT8, ir.DataType.UINT8)
 
 
 INTEGER = frozenset({

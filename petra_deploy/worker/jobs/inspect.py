@@ -62,7 +62,8 @@ def joined(graph: Layout, module: Layout) -> Layout:
     from petra_deploy.worker.model.lift.layers import LAYERS
 
     left = {name: count for name, count in graph.operators.items() if name not in LAYERS or name == "MatMul"}
-    return replace(graph, operators=left | module.operators, groups=module.groups, refused=module.refused)
+    return replace(graph, operators=left | module.operators, groups=module.groups, refused=module.refused,
+                   largest=module.largest)  # fmt: skip
 
 
 def _of_module(workload: Workload, context: Context) -> Layout:

@@ -32,6 +32,8 @@ SECONDS = 15.0  # for the damages of all groups together
 ROWS = 64  # most calibration rows; fewer where a forward pass is slow
 BATCH = 32
 STEPS = 4  # training steps timed, after one that is not
+TRAINING = 15.0  # seconds for them, as far as forward passes tell: batches of slow models are smaller
+FORWARD = 3.0  # seconds after which no further forward pass is timed
 WORST = 1000.0  # a damage that is larger, or no number
 
 
@@ -45,14 +47,17 @@ def run(job: Probe, context: Context) -> Probed:
     calibration = Samples.open(context.store.path(workload.calibration.key))
     shrinkers = Shrinkers(model, example_of(calibration, workload.signature))
     with _all_threads():
-        forward = _forward_seconds(model, tensors(calibration.first(BATCH), workload.signature))
+        size = fixed_batch(workload.signature)
+        forward = _forward_seconds(model, tensors(calibration.first(size or BATCH), workload.signature))
         groups = tuple(group for group in job.layout.groups if shrinkers.shrinks(group))
         affordable = SECONDS / (len(groups) + 1) / max(forward, 1e-9)
         rows = calibration.first(max(min(ROWS, int(affordable)), 8))
         damages = damage(model, groups, shrinkers, rows, workload.signature, context.log)
         train = None
         if workload.train is not None:
-            batch = tensors(Samples.open(context.store.path(workload.train.key)).first(BATCH), workload.signature)
+            affordable = TRAINING / (STEPS + 1) / (3 * max(forward, 1e-9))  # a step is about three forward passes
+            count = size or max(min(BATCH, int(affordable)), 2)
+            batch = tensors(Samples.open(context.store.path(workload.train.key)).first(count), workload.signature)
             train = _train_seconds(model, batch, resolve(job.device), context.log)
     return Probed(sensitivity=damages, train_seconds_per_row=train, forward_seconds_per_row=forward)
 
@@ -103,12 +108,18 @@ def tensors(rows: Samples, signature: Signature) -> Tensors:
     return tuple(torch.from_numpy(rows.inputs[spec.name].copy()) for spec in signature.inputs)
 
 
+def fixed_batch(signature: Signature) -> int | None:
+    """The one batch size that the model takes; None where it takes any."""
+    if signature.dynamic_batch:
+        return None
+    return next((int(s.shape[0]) for s in signature.inputs if s.shape and isinstance(s.shape[0], int)), 1)
+
+
 def _answers(model: nn.Module, rows: Samples, signature: Signature) -> Tensor:
     """The first output of floating point, else the first, over all rows."""
-    size = BATCH
+    size = fixed_batch(signature) or BATCH
     if not signature.dynamic_batch:
-        size = next((int(s.shape[0]) for s in signature.inputs if s.shape and isinstance(s.shape[0], int)), 1)
-        rows = rows.first(len(rows) // size * size)
+        rows = rows.first(max(len(rows) // size, 1) * size)
     parts: list[Tensor] = []
     for start in range(0, len(rows), size):
         given = trial.outputs(model, tensors(rows.take(slice(start, start + size)), signature))
@@ -117,9 +128,9 @@ def _answers(model: nn.Module, rows: Samples, signature: Signature) -> Tensor:
 
 
 def _forward_seconds(model: nn.Module, batch: Tensors) -> float:
-    """Of the eager model, a row."""
-    times = []
-    for _ in range(3):
+    """Of the eager model, a row. A pass of seconds is not repeated."""
+    times: list[float] = []
+    while len(times) < 3 and sum(times) < FORWARD:
         start = time.perf_counter()
         trial.outputs(model, batch)
         times.append(time.perf_counter() - start)

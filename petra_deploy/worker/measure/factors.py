@@ -11,7 +11,7 @@ import functools
 import math
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +22,7 @@ Cut = Literal["channels", "space"]
 MARGIN = 1.1
 SHARES = (0.75, 0.5, 0.25, 0.125)  # of the rank at which the factors have as many weights as the layer
 LEAST_MACS = 1 << 15  # fewer take less time than it takes to start a second operator
+MOST_MACS = 1 << 28  # more take longer and tell no more: a part of the map, or of the tokens, is run
 _RUN_SECONDS, _ROUNDS, _MOST_SECONDS = 5e-4, 7, 0.3
 
 
@@ -70,12 +71,28 @@ def worth(wide: Wide, cut: Cut) -> Worth:
         return Worth(0, 0.0, "two factors of any rank have no fewer weights than it")
     if wide.macs < LEAST_MACS:
         return Worth(0, 0.0, f"its {wide.macs} multiply-accumulates take less time than to start a second operator")
+    wide = part(wide)
     speedups = _timed(graph(wide, cut, 0), [graph(wide, cut, rank) for rank in ranks])
     for rank, speedup in zip(ranks, speedups, strict=True):
         if speedup >= MARGIN:
             return Worth(rank, speedup)
     best = max(speedups)
     return Worth(0, best, f"measured, its factors run at {best:.2f} times its speed at best")
+
+
+def part(wide: Wide) -> Wide:
+    """The layer called with so few tokens or positions of its map that it takes at most `MOST_MACS`, if it can."""
+    sizes = list(wide.inputs)
+    if wide.kind == "linear":
+        least = dict.fromkeys(range(len(sizes) - 1), 1)
+    else:
+        least = {axis + 2: 4 * d * k for axis, (d, k) in enumerate(zip(wide.dilations, wide.weight[2:], strict=True))}
+    while (small := replace(wide, inputs=tuple(sizes))).macs > MOST_MACS:
+        axis = max(least, key=lambda a: sizes[a] / least[a])
+        if sizes[axis] // 2 < least[axis]:
+            break
+        sizes[axis] //= 2
+    return small
 
 
 def _stepped(rank: float) -> int:

@@ -52,19 +52,20 @@ class Blocks:
 
 def removable(model: nn.Module, tried: Trial) -> Blocks:
     """Those that the model runs without, one at a time, and all at once."""
-    whole = _outermost(list(candidates(model)), model, _calls(model, tried.feeds[0]))
+    calls = _calls(model, tried.feeds[0])
+    whole = _outermost(list(candidates(model)), model, calls)
     refused: dict[str, str] = {}
     sound: list[str] = []
     for name in whole:
-        reason = _breaks(model, [name], tried)
+        reason = _breaks(model, [name], tried, calls)
         if reason is None:
             sound.append(name)
         else:
             refused[name] = reason
-    if sound and (reason := _breaks(model, sound, tried)) is not None:
+    if sound and (reason := _breaks(model, sound, tried, calls)) is not None:
         refused[sound[0]] = f"without any of the blocks {reason}"
         sound = sound[1:]
-        if sound and _breaks(model, sound, tried) is not None:
+        if sound and _breaks(model, sound, tried, calls) is not None:
             return Blocks((), refused | dict.fromkeys(sound, "the model needs more than one of its blocks"))
     return Blocks(tuple(sound), refused)
 
@@ -74,8 +75,10 @@ def take_out(model: nn.Module, names: Sequence[str], example: Tensors) -> None:
 
     Raises AttributeError for a name that the model does not have.
     """
-    blocks = {name: adapter.submodule(model, name) for name in names}
-    calls = _calls(model, example)
+    _exchange(model, {name: adapter.submodule(model, name) for name in names}, _calls(model, example))
+
+
+def _exchange(model: nn.Module, blocks: dict[str, nn.Module], calls: "dict[str, _Call]") -> None:
     for name, block in blocks.items():
         known = calls.get(name)
         through = PassThrough(known.arity, 0 if known.source is None else known.source) if known else PassThrough()
@@ -172,7 +175,7 @@ def _outermost(found: list[tuple[str, nn.Module]], model: nn.Module, calls: dict
     return [name for name in kept if name not in plain or not any(inner.startswith(f"{name}.") for inner in kept)]
 
 
-def _breaks(model: nn.Module, names: Sequence[str], tried: Trial) -> str | None:
+def _breaks(model: nn.Module, names: Sequence[str], tried: Trial, calls: dict[str, _Call]) -> str | None:
     changed = surgery.twin(model)
-    take_out(changed, names, tried.feeds[0])
+    _exchange(changed, {name: adapter.submodule(changed, name) for name in names}, calls)
     return tried.breaks(changed)

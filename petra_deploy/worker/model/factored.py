@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrize
 
 from petra_deploy.worker.model import adapter, surgery
@@ -83,12 +84,22 @@ def sound(model: nn.Module, trial: Trial, accepts: Callable[[nn.Module], bool]) 
                 refused[name] = reason
             else:
                 names.append(name)
-    if names and _read_elsewhere(names, trial):
-        for name in list(names):
-            if _read_elsewhere([name], trial):
-                names.remove(name)
-                refused[name] = "its weight is read by other code than its own call"
-    return names, refused
+    read = _read(names, trial)
+    refused |= dict.fromkeys(read, "its weight is read by other code than its own call")
+    return [name for name in names if name not in read], refused
+
+
+def _read(names: list[str], trial: Trial) -> list[str]:
+    """Those of the layers whose weights are read elsewhere; layers with the same last name are alike, most often."""
+    if not names or not _read_elsewhere(names, trial):
+        return []
+    if len(names) == 1:
+        return names
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(name.rpartition(".")[2], []).append(name)
+    parts = list(alike.values()) if len(alike) > 1 else [[name] for name in names]
+    return [name for part in parts for name in _read(part, trial)]
 
 
 def obstacle(model: nn.Module, layer: nn.Module) -> str | None:
@@ -98,6 +109,8 @@ def obstacle(model: nn.Module, layer: nn.Module) -> str | None:
     plain = next(kind for kind in LAYERS if isinstance(layer, kind))
     if type(layer).forward is not plain.forward:
         return f"a {type(layer).__name__} has a forward of its own"
+    if isinstance(layer, NonDynamicallyQuantizableLinear):
+        return "nn.MultiheadAttention reads its weight without calling it"
     if parametrize.is_parametrized(layer) or not surgery.is_plain(layer, "weight") or _normed(layer):
         return "its weight is computed (a parametrization or weight norm)"
     if isinstance(layer, _ConvNd) and layer.groups > 1:

@@ -70,6 +70,7 @@ def layout(model: nn.Module, example: Tensors, form: Form, signature: Signature,
         parameters=count,
         bytes=FLOAT32 * (count + sum(b.numel() for b in model.buffers() if b.is_floating_point())),
         operators=operators(model),
+        largest=largest(model),
         groups=tuple(group for each in found.values() for group in each.groups),
         refused={f"{kind}/{name}": why for kind, each in found.items() for name, why in each.refused.items()},
     )
@@ -86,6 +87,16 @@ def operators(model: nn.Module) -> dict[str, int]:
     )
     if not found:  # the model is one single layer
         found[type(getattr(model, "inner", model)).__name__] = 1
+    return dict(sorted(found.items()))
+
+
+def largest(model: nn.Module) -> dict[str, int]:
+    """Class name -> numbers in the largest parameter that a module of this class owns."""
+    found: dict[str, int] = {}
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            name = type(module).__name__
+            found[name] = max(found.get(name, 0), parameter.numel())
     return dict(sorted(found.items()))
 
 

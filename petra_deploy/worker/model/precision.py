@@ -39,6 +39,18 @@ def parts(model: nn.Module) -> list[str]:
     return found if len(found) > 1 else []
 
 
+def nothing(model: nn.Module) -> str | None:
+    """Why no part can be int8 where the one layer of a kind that can is a small last one; else None."""
+    weighted = [name for name, m in adapter.submodules(model) if isinstance(m, WEIGHTED)]
+    owners = [name for name, m in adapter.submodules(model) if next(m.parameters(recurse=False), None) is not None]
+    if len(weighted) != 1 or weighted != owners[-1:]:
+        return None
+    last = adapter.submodule(model, weighted[0])
+    if not isinstance(last, nn.Linear) or last.weight.numel() >= SMALL_HEAD:
+        return None
+    return f"its only layer that can be int8 is a last one with fewer than {SMALL_HEAD:,} weights, which stays in float"
+
+
 def _parts(module: nn.Module, name: str, *, inside: bool) -> Iterator[str]:
     """`inside`: whether it is an element of a container."""
     if isinstance(module, WEIGHTED):

@@ -115,7 +115,10 @@ def install(model: nn.Module, encoder: Encoder, tokens: int, example: Tensors, s
     first.register_parameter(PARAMETER, nn.Parameter(words[chosen].clone()))
     for index, name in enumerate(encoder.layers):
         enter = Enter(tokens, encoder.axis, encoder.beside[index], index == 0)
-        adapter.submodule(model, name).register_forward_pre_hook(enter, with_kwargs=True)
+        layer = adapter.submodule(model, name)
+        layer.register_forward_pre_hook(
+            enter, with_kwargs=True, prepend=True
+        )  # a Pin then sees the tokens with prompts
     last.register_forward_hook(Leave(tokens, encoder.axis))
     owner = adapter.submodule(model, encoder.name.rpartition(".")[0]) if "." in encoder.name else _inner(model)
     if isinstance(owner, nn.TransformerEncoder):

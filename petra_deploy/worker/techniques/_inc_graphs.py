@@ -51,7 +51,8 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
         return ("the model has no convolution, linear, embedding or LSTM layer",)
     if weighted == ["LSTM"] and not lowers(target):
         return (f"int8 LSTM exists for ONNX Runtime on a CPU only, not for {target.runtime}",)
-    return ()
+    none = f"{precision.KIND}/model"
+    return (layout.refused[none],) if none in layout.refused else ()
 
 
 def fixed(layout: Layout, target: Target) -> dict[str, object]:

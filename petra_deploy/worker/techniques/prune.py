@@ -97,9 +97,10 @@ def fixed(layout: Layout, target: Target) -> dict[str, object]:
 def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
     """Return a copy of `model` with the weakest channels of each named group removed.
 
-    A group inside a block that was dropped before is passed over. Raises Problem("unsupported") for
-    a name that is no group of this model, where the groups do not hold when tried, and for several
-    rounds without training rows; "diverged" where the training between them does.
+    A group inside a block that was dropped before is passed over, and one that the original has but that
+    cannot be cut any more (all layers that made its channels are gone, or they are outputs now). Raises
+    Problem("unsupported") for a name that is no group, where the groups do not hold when tried, and for
+    several rounds without training rows; "diverged" where the training between them does.
     """
     example = example_of(tools.calibration, tools.signature)
     if options.rounds > 1 and (tools.train is None or not len(tools.train)):
@@ -107,9 +108,13 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
                       'give --data with at least a few hundred rows, or "rounds": 1')  # fmt: skip
     loose = loosened(model, Trial(model, example))
     proposed = channels.propose(loose.model, example)
-    if "*" in proposed.refused:
-        raise Problem("unsupported", proposed.refused["*"])
-    ratios = _assign(loose.model, proposed, options.ratios, tools, example)
+    if (why := proposed.refused.get("*")) is not None:
+        if "*" in channels.propose(tools.teacher(), example).refused:
+            raise Problem("unsupported", why)
+        return Applied(
+            surgery.own(surgery.twin(model)), facts={"widths": {}, "gone": sorted(options.ratios), "why": why}
+        )
+    ratios, lost = _assign(loose.model, proposed, options.ratios, tools, example)
     final = {group.name: rounded_width(group.width, ratio, options.round_to) for group, ratio in ratios.items()}
     small, trial = loose.model, loose.trial
     losses: list[float] = []
@@ -135,7 +140,7 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
         facts={
             "widths": {g.name: [g.width, final[g.name]] for g in ratios},
             "parameters": [surgery.size(model), surgery.size(small)],
-            "gone": sorted(name for name in options.ratios if gone(model, name)),
+            "gone": lost,
             "losses_between": [float(f"{loss:.4g}") for loss in losses],
         },
     )
@@ -167,8 +172,11 @@ def _pruned(
 
 def _assign(
     model: nn.Module, proposed: channels.Couplings, ratios: dict[str, float], tools: Tools, example: Tensors
-) -> dict[Coupling, float]:
-    """The ratio of each group. Of several names for one group (blocks between them were dropped) the mildest."""
+) -> tuple[dict[Coupling, float], list[str]]:
+    """The ratio of each group, and the names of those that are passed over.
+
+    Of several names for one group (blocks between them were dropped) the mildest counts.
+    """
     found: dict[Coupling, float] = {}
 
     def give(names: Sequence[str], ratio: float) -> bool:
@@ -179,11 +187,13 @@ def _assign(
             found[group] = min(found.get(group, 1.0), ratio)
         return bool(groups)
 
-    lost = []
-    for name, ratio in ratios.items():
-        if gone(model, name):
-            lost.append(name)
-        elif not give([outer(model, name)], ratio):
+    lost = sorted(n for n, ratio in ratios.items() if gone(model, n) or not give([outer(model, n)], ratio))
+    if not lost:
+        return found, lost
+    teacher = tools.teacher()
+    original = channels.propose(loosened(teacher, Trial(teacher, example)).model, example).groups
+    for name in (n for n in lost if not gone(model, n)):
+        if not any(name in (group.name, *group.makers) for group in original):
             raise Problem(
                 "unsupported",
                 f"{name!r} names no group of channels that can be pruned"
@@ -191,13 +201,9 @@ def _assign(
                 f"groups: {', '.join(g.name for g in proposed.groups)}",
             )
     unnamed = [g for g in proposed.groups if g not in found]
-    if lost and unnamed:  # a group may live on though the layer that it was named after is gone
-        teacher = tools.teacher()
-        original = channels.propose(loosened(teacher, Trial(teacher, example)).model, example)
-        for group in original.groups:
-            if group.name in lost:
-                others = {stages.heir(model, m) if gone(model, m) else outer(model, m) for m in group.makers}
-                for heir in unnamed:
-                    if set(heir.makers) & others:
-                        found[heir] = min(found.get(heir, 1.0), ratios[group.name])
-    return found
+    for group in (g for g in original if g.name in lost and unnamed):  # it may live on though its first layer is gone
+        others = {stages.heir(model, m) if gone(model, m) else outer(model, m) for m in group.makers}
+        for heir in unnamed:
+            if set(heir.makers) & others:
+                found[heir] = min(found.get(heir, 1.0), ratios[group.name])
+    return found, lost

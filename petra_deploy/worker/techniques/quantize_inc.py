@@ -42,7 +42,8 @@ def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
 def groups(look: Look) -> Found:
     """The parts that can be int8 or float each, for every quantizer's `keep_float`."""
     names = precision.parts(look.model)
-    return Found(tuple(look.group(name, KIND, 1, [name]) for name in names))
+    why = precision.nothing(look.model)
+    return Found(tuple(look.group(name, KIND, 1, [name]) for name in names), {"model": why} if why else {})
 
 
 def shrinker(model: torch.nn.Module, example: Tensors) -> Callable[[Group], torch.nn.Module]:

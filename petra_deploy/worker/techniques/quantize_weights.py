@@ -52,7 +52,12 @@ class Options(Data):
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
     if target.runtime != "onnxruntime" or target.device != "cpu":
         return ("MatMulNBits exists for ONNX Runtime on a CPU only",)
-    return () if has_any(layout, _LINEAR) else ("the model has no linear layer",)
+    if not has_any(layout, _LINEAR):
+        return ("the model has no linear layer",)
+    known = [layout.largest[name] for name in _LINEAR if name in layout.largest]  # none of a graph
+    if known and max(known) < _LEAST:
+        return (f"its largest linear layer has {max(known):,} weights, and below {_LEAST:,} unpacking costs more",)
+    return ()
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:

@@ -62,12 +62,15 @@ def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
 def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
     """Return a copy of `model` with trained prompts before the tokens of its first encoder.
 
-    Raises Problem("unsupported") where there is no encoder that takes them, and as `recovered` does.
+    Where the encoder's layers have all been dropped, the copy is without prompts, and facts say why. Raises
+    Problem("unsupported") where there is no encoder that takes them, and as `recovered` does.
     """
     example = example_of(tools.calibration, tools.signature)
     found, refused = prompts.encoders(Trial(model, example))
     if not found:
         why = next(iter(refused.values()), "there is no encoder whose layers take (rows, tokens, width)")
+        if prompts.encoders(Trial(tools.teacher(), example))[0]:
+            return Applied(surgery.own(surgery.twin(model)), facts={"passed_over": why})
         raise Problem("unsupported", f"prompts have no place in the model: {why}")
     encoder = found[0]
     prompted = surgery.own(surgery.twin(model))

@@ -125,7 +125,7 @@ def _cut(owner: nn.Module, window: Window, heads: Heads, stay: Sequence[int]) ->
     local = replace(heads, coupling=replace(heads.coupling, places=places), counts=counts)
     keep_heads(owner, {local: stay})
     if heads.pinned:
-        pin(owner, [window.local(name) for name in window.ins], window.local(window.out))
+        pin(owner, window.readers, window.local(window.out))
 
 
 def _guesses(window: Window) -> Iterator[_Guess]:
@@ -209,7 +209,7 @@ def _per_head(window: Window, n: int) -> tuple[Place, ...]:
 
 def reads_width(window: Window) -> bool:
     """Whether the owner needs a Pin when its input gets narrower: only with one does it answer as it should."""
-    layers = [window.local(name) for name in window.ins]
+    layers = window.readers
     wide = window.module.get_submodule(layers[0]).in_features
     half = int(wide) // 2  # type: ignore[arg-type]
     sized = [name for name in layers if window.module.get_submodule(name).in_features == wide]

@@ -29,7 +29,14 @@ class Loose:
 
 
 def loosened(model: nn.Module, trial: Trial) -> Loose:
-    """`trial` is one of `model`, which stays as it is."""
+    """`trial` is one of `model`, which stays as it is; it remembers the answer."""
+    if "loose" not in trial.known:
+        trial.known["loose"] = _loosened(model, trial)
+    found: Loose = trial.known["loose"]
+    return found
+
+
+def _loosened(model: nn.Module, trial: Trial) -> Loose:
     unlocked = plain(model, trial)
     again = trial if unlocked is model else Trial(unlocked, trial.feeds[0])
     found = attention_heads(unlocked, again)
@@ -42,7 +49,7 @@ def loosened(model: nn.Module, trial: Trial) -> Loose:
             continue  # no attention of one head either
         if (heads is not None and heads.pinned) or reads_width(window):
             taken |= window.layers
-            pins[window.owner] = ([window.local(name) for name in window.ins], window.local(window.out))
+            pins[window.owner] = (window.readers, window.local(window.out))
     if not pins:
         return Loose(unlocked, again, found.heads, found.refused)
     pinned = surgery.twin(unlocked)

@@ -8,7 +8,7 @@ value changes and nothing is computed twice; the exported graph is that of the m
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,8 @@ class Pin:
         self._open: list[_Sizes | None] = []
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        width = cast(int, module.get_submodule(self.out).in_features)
-        sizes = {module.get_submodule(name).in_features for name in self.readers} - {width}
+        width = _reads(module.get_submodule(self.out))
+        sizes = {_reads(module.get_submodule(name)) for name in self.readers} - {width}
         given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
         inputs = [t for t in given if t.is_floating_point() and t.dim() > 1 and t.shape[-1] in sizes]
         self._open.append(_Sizes(inputs, width) if inputs else None)
@@ -38,6 +38,11 @@ class Pin:
         mode = self._open.pop()
         if mode is not None:
             mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
+
+def _reads(layer: nn.Module) -> int:
+    """The width that a Linear layer reads, or the first one in what stands in its place (factors of low rank)."""
+    return next(m for m in layer.modules() if isinstance(m, nn.Linear)).in_features
 
 
 def pin(module: nn.Module, readers: Sequence[str], out: str) -> None:

@@ -5,7 +5,8 @@
         window.run(change)              # what `out` answers, in the owner alone, after `change(owner)`
 
 A window is a guess by sizes: the rows of `ins` hold as many queries as `out` reads columns, and keys
-and values of one size that divides it. The owner is the smallest module around them that is called;
+and values of one size that divides it. Of a layer that was factored the second factor has the rows, the first the
+columns. The owner is the smallest module around them that is called;
 its first call is recorded, so that the guess is tried on it alone, in float64 where it permits.
 """
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from petra_deploy.worker.model import surgery, trial
 from petra_deploy.worker.model.adapter import submodule, submodules
+from petra_deploy.worker.model.factored import Factored, outer, pairs
 from petra_deploy.worker.model.trial import Tensors
 
 
@@ -41,6 +43,12 @@ class Window:
     @property
     def layers(self) -> frozenset[str]:
         return frozenset((*self.ins, self.out))
+
+    @property
+    def readers(self) -> list[str]:
+        """What reads the input of `ins`, seen from the owner: the layers themselves, or their first factors."""
+        factors = {f"{name}.second": f"{name}.first" for name, _ in pairs(self.module)}
+        return [factors.get(name, name) for name in map(self.local, self.ins)]
 
     def local(self, name: str) -> str:
         """The name of a layer, seen from the owner."""
@@ -79,10 +87,11 @@ class Window:
 def windows(model: nn.Module, feeds: Tensors) -> Iterator[Window]:
     """In the order of calls; of those that share `out`, those with fewer layers first."""
     order, calls = _recorded(model, feeds)
-    for index, out in enumerate(order):
+    for index, last in enumerate(order):
+        out = _first(model, last)
         width = submodule(model, out).in_features
         for count in (1, 2, 3):
-            ins = tuple(order[index - count : index]) if index >= count else ()
+            ins = tuple(outer(model, name) for name in order[index - count : index]) if index >= count else ()
             parts = _parts([int(submodule(model, name).out_features) for name in ins], int(width))  # type: ignore[arg-type]
             if parts is None or len({*ins, out}) <= count:
                 continue
@@ -116,17 +125,24 @@ def _common(paths: list[list[str]]) -> list[str]:
     return shared
 
 
+def _first(model: nn.Module, name: str) -> str:
+    """The layer that reads the input of the one called `name`: its first factor where it was factored."""
+    return f"{name}.first" if isinstance(submodule(model, name), Factored) else name
+
+
 def _recorded(model: nn.Module, feeds: Tensors) -> tuple[list[str], dict[str, Call]]:
-    """Names of Linear layers as they are first called, and the first call of each module ("": the whole)."""
+    """Linear layers (two factors are one) in the order of calls, and each module's first call ("": the whole)."""
     order: list[str] = []
     calls: dict[str, Call] = {}
     hooks = []
+    inside = tuple(f"{name}." for name, _ in pairs(model))
     for name, module in [("", getattr(model, "inner", model)), *submodules(model)]:
 
         def look(module: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             if name not in calls:
                 calls[name] = Call(args, kwargs)
-                if isinstance(module, nn.Linear):
+                factors = isinstance(module, Factored) and isinstance(module.first, nn.Linear)
+                if factors or (isinstance(module, nn.Linear) and not name.startswith(inside)):
                     order.append(name)
 
         hooks.append(module.register_forward_pre_hook(look, with_kwargs=True))

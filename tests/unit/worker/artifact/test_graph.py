@@ -66,6 +66,7 @@ def test_rows_of_an_int8_embedding_are_gathered_before_they_are_dequantized(tmp_
     before, after, model = _both(tmp_path, nodes, weights, (2, 2, 4), (2, 2, 4))
     np.testing.assert_array_equal(before, after)
     assert [node.op_type for node in model.graph] == ["Gather", "DequantizeLinear", "Add"]
+    assert graph.quantized(model) == {"Gather": 1}
 
 
 def test_an_embedding_that_is_the_graphs_output_keeps_its_name(tmp_path: Path) -> None:

@@ -3,12 +3,17 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from petra_deploy.core.job import Probe
+from petra_deploy.core import machine
+from petra_deploy.core.job import Inspect, Probe
+from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store
-from petra_deploy.testing.case import case
+from petra_deploy.core.workload import Signature, TensorSpec
+from petra_deploy.testing.case import Case, case
 from petra_deploy.testing.inline import Inline
 from petra_deploy.worker.jobs import probe
 from petra_deploy.worker.jobs._techniques import Shrinkers
@@ -47,6 +52,36 @@ def test_a_group_that_does_nothing_has_no_damage_and_others_have() -> None:
     assert found["channels/blocks.2.body.0"] < 1e-9
     assert found["block/blocks.0"] > 1e-4
     assert found["channels/stem.0"] > 1e-4
+
+
+class Fours(nn.Module):
+    """Takes four rows, and no other number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.mid, self.head = nn.Linear(16, 64), nn.Linear(64, 64), nn.Linear(64, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.mid(torch.relu(self.up(x)).view(4, 8, 8).flatten(1))))
+
+
+class FourRows(Case):
+    def signature(self) -> Signature:
+        shapes = {"x": (4, 16), "output": (4, 5)}
+        x, y = (TensorSpec(name=name, dtype="float32", shape=shape) for name, shape in shapes.items())
+        return Signature(inputs=(x,), outputs=(y,))
+
+    def samples(self, rows: int = 16, seed: int = 0, target: bool = True) -> Samples:
+        return Samples({"x": self.tensors(rows, seed)[0].numpy()}, np.arange(rows) % 5)
+
+
+def test_a_model_of_a_fixed_batch_is_probed_with_that_batch(tmp_path: Path) -> None:
+    run = Inline(Store(tmp_path))
+    workload = FourRows("fours", Fours().eval(), {"x": (16,)}, {}).workload(run.store, rows=30)
+    seen = run.must(Inspect(workload=workload, target=machine.resolve("cpu")))
+    found = run.must(Probe(workload=workload, layout=seen.layout))
+    assert 0 < found.sensitivity["channels/mid"] < 1000
+    assert found.train_seconds_per_row is not None
 
 
 def test_without_training_rows_no_training_is_timed(tmp_path: Path) -> None:

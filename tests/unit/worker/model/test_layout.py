@@ -9,6 +9,7 @@ from petra_deploy.worker.jobs._techniques import finders
 from petra_deploy.worker.model import channels
 from petra_deploy.worker.model.adapter import Adapter
 from petra_deploy.worker.model.layout import layout
+from petra_deploy.worker.model.trial import Trial, imagined, outputs, shapes
 from tests.models import CASES, Case
 
 
@@ -22,6 +23,30 @@ def test_operators_are_counted_by_class_and_sizes_are_those_of_the_weights() -> 
     assert facts.operators == {"BatchNorm2d": 20, "Conv2d": 20, "Linear": 1}
     assert facts.parameters == sum(p.numel() for p in case.module.parameters())
     assert facts.bytes == 4 * sum(t.numel() for t in case.module.state_dict().values() if t.is_floating_point())
+
+
+def test_the_largest_weight_of_each_class_is_told() -> None:
+    assert CASES["mlp"]().layout().largest == {"Linear": 64 * 64}
+    assert CASES["lstm"]().layout().largest == {"LSTM": 4 * 24 * 24, "Linear": 24 * 4}
+
+
+def test_imagined_shapes_are_those_of_the_real_pass_and_faults_are_left_to_it() -> None:
+    for name in ("resnet", "gru_both_ways", "torch_encoder", "dicts"):
+        case = CASES[name]()
+        model, example = case.adapter(), case.tensors(3)
+        assert imagined(model, example) == shapes(outputs(model, example))
+    assert imagined(nn.Linear(4, 2), (torch.zeros(1, 5),)) == ()
+
+
+def test_blocks_of_a_slow_model_are_found_by_imagined_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = {kind: names("resnet", kind) for kind in ("block", "channels")}
+    monkeypatch.setattr("petra_deploy.worker.model.trial.SLOW", 0.0)
+    assert {kind: names("resnet", kind) for kind in expected} == expected
+    tried = Trial(CASES["resnet"]().adapter(), CASES["resnet"]().tensors(4))
+    assert tried.slow
+    narrow = CASES["resnet"]().adapter()
+    narrow.inner.fc = nn.Linear(64, 10)
+    assert "fails" in str(tried.breaks(narrow))
 
 
 def test_channels_that_meet_in_a_residual_sum_are_one_group() -> None:
@@ -49,7 +74,7 @@ def test_of_a_transformer_the_stream_the_feed_forward_widths_and_the_heads_are_o
     offered = [group.name.rsplit(".", 1)[-1] for group in facts.of_kind("channels")]
     assert offered in (["embed", "linear1", "linear1"], ["embed", "up", "up"])  # one feed-forward a layer
     assert [group.width for group in facts.of_kind("heads")] == [2, 2]
-    assert all(group.macs and group.parameters for group in facts.groups)
+    assert all(group.macs and group.parameters for group in facts.groups if group.kind in ("channels", "heads"))
 
 
 def test_parts_of_a_concat_are_groups_of_their_own() -> None:

@@ -172,7 +172,7 @@ class Odd(nn.Module):
 @pytest.mark.parametrize(
     ("name", "why"),
     [("out", "shared"), ("read", "read by other code"), ("normed", "computed"), ("grouped", "in groups"),
-     ("attention.out_proj", "read by other code"), ("attention", "MultiheadAttention"), ("nowhere", "no layer")],
+     ("attention.out_proj", "reads its weight"), ("attention", "MultiheadAttention"), ("nowhere", "no layer")],
 )  # fmt: skip
 def test_what_cannot_be_factored_is_refused_in_words(name: str, why: str, tmp_path: Path) -> None:
     case = Case("odd", Odd().eval(), {"ids": (7,)}, {"ids": 30})
@@ -291,3 +291,16 @@ def test_a_pair_is_marked(tmp_path: Path) -> None:
     ((name, pair),) = pairs(result.model)
     assert (name, type(pair)) == ("0", Factored)
     assert pair.rank == result.facts["ranks"]["0"][1]
+
+
+def test_of_a_large_layer_a_part_is_timed_that_calls_the_same_kernels() -> None:
+    tokens = factors.part(factors.Wide("linear", (1, 4096, 1024), (4096, 1024)))
+    assert tokens.inputs == (1, 64, 1024)
+    assert tokens.macs == factors.MOST_MACS
+    conv = factors.part(factors.Wide("conv", (1, 64, 512, 512), (64, 64, 3, 3), (1, 1), (1, 1), (1, 1)))
+    assert conv.macs <= factors.MOST_MACS < 4 * conv.macs
+    assert conv.inputs[:2] == (1, 64)
+    small = factors.Wide("linear", (1, 50, 256), (512, 256))
+    assert factors.part(small) == small
+    wide = factors.Wide("linear", (1, 1 << 15), (1 << 14, 1 << 15))
+    assert factors.part(wide) == wide  # nothing of it can be left out

@@ -79,6 +79,17 @@ def test_blocks_may_be_dropped_before_or_after(tmp_path: Path) -> None:
     assert first.facts["parameters"][1] == second.facts["parameters"][1]
 
 
+def test_a_group_whose_layers_were_all_dropped_is_passed_over(tmp_path: Path) -> None:
+    case = CASES["torch_encoder"]()
+    tools = case.tools(tmp_path)
+    drop = drop_blocks.Options(blocks=("encoder.layers.0", "encoder.layers.1"))
+    bare = drop_blocks.apply(case.adapter(), drop, tools).model
+    found = prune.apply(bare, options(case), tools)
+    assert "embed" in found.facts["gone"]  # its width is no layer's any more but the table's and the head's own
+    with pytest.raises(Problem, match="nothing"):
+        prune.apply(bare, prune.Options(ratios={"nothing": 0.5}), tools)
+
+
 def test_a_tied_weight_that_is_cut_alike_stays_tied(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -10,7 +10,7 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.worker.model import parity
 from petra_deploy.worker.model.export import export
 from petra_deploy.worker.model.trial import outputs
-from petra_deploy.worker.techniques import drop_blocks, prune, prune_heads
+from petra_deploy.worker.techniques import drop_blocks, low_rank, prune, prune_heads
 from tests.attentions import ATTENTIONS
 from tests.models import CASES
 
@@ -64,3 +64,16 @@ def test_a_name_without_heads_is_a_problem_that_names_those_there_are(tmp_path: 
         prune_heads.apply(case.adapter(), prune_heads.Options(ratios={"mlp": 0.5}), case.tools(tmp_path))
     assert problem.value.kind == "unsupported"
     assert "attention" in problem.value.hint
+
+
+def test_heads_of_projections_that_were_factored_are_cut_all_the_same(tmp_path: Path) -> None:
+    case = CASES["hand_encoder"]()
+    tools = case.tools(tmp_path)
+    levels = {f"blocks.{i}.{name}": 0.7 for i in range(2) for name in ("qkv", "proj")}
+    thin = low_rank.apply(case.adapter(), low_rank.Options(levels=levels, select="ratio"), tools)
+    assert set(thin.facts["ranks"]) == set(levels)
+    found = prune_heads.apply(thin.model, prune_heads.Options(ratios={"blocks.0": 0.5, "blocks.1": 0.5}), tools)
+    assert found.facts["heads"] == {"blocks.0": [2, 1], "blocks.1": [2, 1]}
+    assert found.model.inner.blocks[0].qkv.second.weight.shape[0] == 48
+    assert found.model.inner.blocks[0].proj.first.weight.shape[1] == 16
+    assert found.model(*case.tensors(3))[0].shape == (3, 4)

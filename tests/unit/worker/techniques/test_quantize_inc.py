@@ -189,3 +189,10 @@ def _after_fusion(case: Case, folder: Path, options: Options | None = None) -> t
     session.log_severity_level = 4
     onnxruntime.InferenceSession(str(folder / "model.onnx"), session, providers=["CPUExecutionProvider"])
     return Counter(node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node), folder / "model.onnx"
+
+
+def test_a_model_of_which_only_a_small_last_layer_could_be_int8_is_an_obstacle_in_words() -> None:
+    (why,) = quantize_inc.obstacles(CASES["gru_mean"]().layout(), CPU)
+    assert "16,384 weights" in why
+    for name in ("lstm", "events", "mlp"):
+        assert not quantize_inc.obstacles(CASES[name]().layout(), CPU)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from petra_deploy.core.errors import Problem
+from petra_deploy.core.target import Target
 from petra_deploy.worker.artifact import awq, nbits
 from petra_deploy.worker.artifact.tidy import strip
 from petra_deploy.worker.artifact.tidy.bench import Bench
@@ -173,3 +174,10 @@ def _scaled(case: Case, folder: Path) -> tuple[Path, Path, awq.Told]:
     strip.rewrite(bench)
     ir.save(bench.model, folder / "scaled.onnx")
     return source, folder / "scaled.onnx", told
+
+
+def test_a_model_without_a_large_linear_layer_is_an_obstacle_in_words() -> None:
+    cpu = Target(name="cpu", runtime="onnxruntime", device="cpu", precisions=("fp32", "int8"))
+    (why,) = quantize_weights.obstacles(CASES["inception"]().layout(), cpu)
+    assert "1,024" in why
+    assert not quantize_weights.obstacles(CASES["mlp"]().layout(), cpu)

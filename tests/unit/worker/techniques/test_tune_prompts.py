@@ -12,7 +12,7 @@ from petra_deploy.worker.model import parity, prompts
 from petra_deploy.worker.model.adapter import Adapter, submodule
 from petra_deploy.worker.model.export import export
 from petra_deploy.worker.model.trial import Trial, outputs
-from petra_deploy.worker.techniques import tune_prompts
+from petra_deploy.worker.techniques import drop_blocks, prune, tune_prompts
 from tests.models import CASES
 
 OPTIONS = tune_prompts.Options(tokens=3, epochs=1, lr=0.05)
@@ -124,3 +124,21 @@ def test_training_lowers_the_loss(tmp_path: Path) -> None:
     losses = tune_prompts.apply(other, options, case.tools(tmp_path, rows=64)).facts["losses"]
     assert isinstance(losses, list)
     assert losses[-1] < losses[0]
+
+
+def test_an_encoder_that_was_pruned_before_takes_prompts(tmp_path: Path) -> None:
+    case = CASES["hand_encoder"]()
+    tools = case.tools(tmp_path)
+    small = prune.apply(case.adapter(), prune.Options(ratios={"embed": 0.5}), tools).model
+    found = tune_prompts.apply(small, OPTIONS, tools)
+    assert found.facts["length"] == [12, 15]
+    assert outputs(found.model, case.tensors(3))[0].shape == (3, 4)
+
+
+def test_an_encoder_whose_layers_are_all_gone_is_passed_over_and_facts_say_so(tmp_path: Path) -> None:
+    case = CASES["hand_encoder"]()
+    tools = case.tools(tmp_path)
+    bare = drop_blocks.apply(case.adapter(), drop_blocks.Options(blocks=("blocks.0", "blocks.1")), tools).model
+    found = tune_prompts.apply(bare, OPTIONS, tools)
+    assert "no encoder" in found.facts["passed_over"]
+    assert torch.equal(outputs(found.model, case.tensors(3))[0], outputs(bare, case.tensors(3))[0])
