@@ -29,8 +29,8 @@ ORDER = 6
 ACTS_ON: ActsOn = "module"
 NEEDS_TRAINING = True
 OFF = (
-    "where int8 costs next to nothing, as in every model measured, the same epochs of recover before quantize_inc "
-    "end as accurate or more so"
+    "int8 cost next to nothing in the models measured, and on the digits as many more epochs of recover before "
+    "quantize_inc end as accurate or more so"
 )
 _FOLLOWED = 0.5  # share of the training in which ranges of activations follow the batches
 
