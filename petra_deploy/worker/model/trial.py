@@ -55,12 +55,16 @@ def _unfused() -> Iterator[None]:
 
 
 def imagined(model: nn.Module, example: Tensors) -> tuple[tuple[int, ...], ...]:
-    """The outputs' shapes, without computing anything; () where that needs numbers, or fails."""
+    """The outputs' shapes, without computing anything; () where that needs numbers, or fails.
+
+    What a forward pass leaves in its modules (a table of positions) stays in a copy.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     try:
+        copied = twin(model)
         with FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            return shapes(outputs(model, tuple(mode.from_tensor(t) for t in example)))
+            return shapes(outputs(copied, tuple(mode.from_tensor(t) for t in example)))
     except Exception:  # values that its code reads, or the very fault that is looked for: the real pass tells
         return ()
 

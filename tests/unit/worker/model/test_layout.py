@@ -38,6 +38,21 @@ def test_imagined_shapes_are_those_of_the_real_pass_and_faults_are_left_to_it() 
     assert imagined(nn.Linear(4, 2), (torch.zeros(1, 5),)) == ()
 
 
+def test_what_a_forward_pass_keeps_is_never_imagined() -> None:
+    class Caching(nn.Module):
+        table = None
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            if self.table is None:
+                self.table = torch.arange(x.shape[1]).sin()
+            return (x * self.table,)
+
+    model = Caching()
+    assert imagined(model, (torch.ones(2, 5),)) == ((2, 5),)
+    assert model.table is None
+    assert torch.equal(model(torch.ones(2, 5))[0][0], torch.arange(5).sin())
+
+
 def test_blocks_of_a_slow_model_are_found_by_imagined_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = {kind: names("resnet", kind) for kind in ("block", "channels")}
     monkeypatch.setattr("petra_deploy.worker.model.trial.SLOW", 0.0)
