@@ -14,13 +14,15 @@ FEEDS = {
     "digits_cnn": lambda: (torch.rand(2, 3, 32, 32),),
     "mnist_mobilenet": lambda: (torch.rand(2, 1, 28, 28),),
     "mnist_rows_lstm": lambda: (torch.rand(2, 28, 28),),
+    "mnist_mlp": lambda: (torch.rand(2, 784),),
+    "mnist_halves": lambda: (torch.rand(2, 1, 28, 14), torch.rand(2, 392)),
     "ucr_inception": lambda: (torch.rand(2, 1, 427),),
     "events": lambda: (torch.randint(512, (2, 32)), torch.rand(2, 32, 2)),
     "text": lambda: (torch.randint(4096, (2, 64)), torch.ones(2, 64, dtype=torch.int64)),
 }
 OUTPUTS: dict[str, tuple[int, ...]] = {  # beside the rows
     "digits_cnn": (10,), "mnist_mobilenet": (10,), "mnist_rows_lstm": (10,), "ucr_inception": (6,), "events": (1,),
-    "text": (64, 9),
+    "text": (64, 9), "mnist_mlp": (10,), "mnist_halves": (10,),
 }  # fmt: skip
 
 

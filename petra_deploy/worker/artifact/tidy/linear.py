@@ -51,6 +51,7 @@ def _replace(bench: Bench, node: ir.Node, last: ir.Node, packed: Packed, bias: n
         source.inputs[2], *([] if bias is None else [None, bench.initializer(bias)]),
     ]  # fmt: skip
     fused = bench.node(last, "MatMulIntegerToFloat", inputs, domain=CONTRIB)
+    fused.name = node.name  # by which its layer is known
     bench.replace(last.outputs[0], fused.outputs[0])
     return True
 

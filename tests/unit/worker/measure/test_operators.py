@@ -2,7 +2,7 @@ import pytest
 
 from petra_deploy.core.operators import Ran, RanAll
 from petra_deploy.worker.measure.operators import Round, calls_for, contended, profile_of, without_profiler
-from tests.unit.worker.model.test_attribution import Layers, graph
+from tests.unit.worker.artifact.test_attribution import Layers, graph
 
 
 def test_the_profiler_takes_the_same_of_each_operator_and_never_more_than_the_shortest_took() -> None:
