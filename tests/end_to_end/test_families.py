@@ -15,7 +15,7 @@ from petra_deploy.core import registry
 from tests.end_to_end.families import FAMILIES, TEST
 
 MAX_DROP = 3.0  # points
-SLOW = ("images", "series")  # other tests here search over images, and audio is a series too
+SLOW = ("images", "series", "audio", "events")  # `pytest -m slow`: a minute each
 PARAMS = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAMILIES]
 
 

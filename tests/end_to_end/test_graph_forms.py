@@ -109,6 +109,7 @@ def test_layers_of_a_program_are_removed_and_trained(place, name):
     assert done.json["metric"]["drop_points"] < 5
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_search_shrinks_an_onnx_model_whose_baseline_is_its_own_file(place):
     as_onnx(place, "run-cnn.onnx")

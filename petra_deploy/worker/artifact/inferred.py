@@ -20,6 +20,9 @@ _INPUTS = ("a", "b", "a_scale", "b_scale", "a_zero", "b_zero", "bias")
 
 def inferred(path: Path) -> ir.Model:
     model = onnx.load(str(path))
+    known = [value for value in model.graph.value_info if value.type.tensor_type.HasField("shape")]
+    del model.graph.value_info[:]  # one without a shape would hide what onnx can tell
+    model.graph.value_info.extend(known)
     if any(node.op_type == PRODUCT and node.domain == CONTRIB for node in model.graph.node):
         body = [
             helper.make_node("Cast", ["a"], ["wide_a"], to=onnx.TensorProto.FLOAT),

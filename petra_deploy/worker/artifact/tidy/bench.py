@@ -128,7 +128,7 @@ class Bench:
 
     def replace(self, old: ir.Value, new: ir.Value) -> None:
         """Every user of `old` takes `new`; a graph output keeps its name."""
-        new.shape, new.type = old.shape, old.type or new.type
+        new.shape, new.type = new.shape if old.shape is None else old.shape, old.type or new.type
         if old.is_graph_output():
             old.name, new.name = self._name(), old.name
         ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
