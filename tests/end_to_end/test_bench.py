@@ -13,7 +13,8 @@ from tests.unit.worker.nets import save_net
 def benched(place):
     save_net(place.folder / "run-net.onnx", (16, 16))
     done = place.petra("bench", "run-net.onnx", "--scenario", "all", "--batch", "1,4", "--threads", "1,2",
-                       "--rounds", 3, "--time", "30s", "--latency-limit", "100ms", "--save", "run-profiles/cpu/net.json")  # fmt: skip
+                       "--rounds", 3, "--time", "30s", "--latency-limit", "100ms", "--save",
+                       "run-profiles/cpu/net.json")  # fmt: skip
     assert done.code == 0, done.err
     return done
 
