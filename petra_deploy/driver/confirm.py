@@ -258,8 +258,6 @@ def chosen_of(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Fro
 
 def _why(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> str:
     tested = [o for o in judged if o.test is not None and o.test.drop is not None]
-    if not judged:
-        return "this model cannot gain here: none of the techniques applies to it, and the notes say why"
     if not tested:
         return "no candidate could be judged on the test split"
     gained = [o for o in tested if choose.better(o, goal, baseline_bytes)]

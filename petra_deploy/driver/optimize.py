@@ -270,7 +270,8 @@ def package(
         if nearest is not None:
             bundle.write(folder.path / "nearest", ship(nearest, len(outcomes), notes=(front.why,)), session.store)
         kept = f"; the nearest is kept in {folder.path / 'nearest'}" if nearest is not None else ""
-        front = replace(front, why=f"no strategy met the budget: {front.why}{kept}")
+        why = choose.no_candidate(outcomes) or front.why
+        front = replace(front, why=f"no strategy met the budget: {why}{kept}")
         return Finished(front=front, trials=outcomes, out=folder.path)
     drop = chosen.score
     note = choose.resolution(drop.drop, drop.drop_error, drop.n) if drop else ""

@@ -92,6 +92,14 @@ def finalists(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> t
     return tuple(sorted(chosen[:3], key=lambda o: -gain(o, goal, baseline_bytes)))
 
 
+def no_candidate(outcomes: Sequence[Outcome]) -> str:
+    """Why there is no candidate at all, or an empty string where there was one."""
+    if not outcomes:
+        return "this model cannot gain here: none of the techniques applies to it, and the notes say why"
+    failed = [outcome.failed for outcome in outcomes if outcome.failed]
+    return f"all {len(failed)} candidates failed, the last at {failed[-1]}" if len(failed) == len(outcomes) else ""
+
+
 def with_front(front: Front, outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:
     """`front` (the finalists) and after them the rest of what no other beats; those keep their selection scores."""
     judged = {files.canonical(o.strategy) for o in front.outcomes}

@@ -25,4 +25,5 @@ def two_of_four(path: Path) -> bool:
 
 def _sparse(weight: np.ndarray, axis: int) -> bool:
     groups = np.moveaxis(weight, axis, -1).reshape(-1, 4)
-    return bool(((groups != 0).sum(1) <= 2).all())
+    kept = (groups != 0).sum(1)
+    return bool((kept <= 2).all() and kept.any())  # an initial state is all zeros, and no weight

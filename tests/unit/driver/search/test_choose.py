@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from petra_deploy.core.outcome import Front, Goal
+from petra_deploy.core.outcome import Failed, Front, Goal
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.search import choose
 from tests.unit.driver.search.simulation import SIZE, outcome
@@ -71,3 +71,11 @@ def test_better_for_sure_means_the_whole_interval_of_a_measured_speedup():
     predicted = replace(bounded, speedups=(replace(bounded.speedups[0], origin="predicted"),))
     assert choose.better(replace(barely, measurement=predicted), GOAL, SIZE)
     assert choose.better(replace(barely, measurement=bounded), Goal(objective="size"), SIZE)
+
+
+def test_why_there_is_no_candidate_is_told_apart_from_candidates_that_failed():
+    assert "none of the techniques applies" in choose.no_candidate(())
+    broken = replace(outcome(2.0, 0.0), failed=Failed(job="transform", kind="mismatch", reason="outputs differ"))
+    assert "all 2 candidates failed" in choose.no_candidate((broken, broken))
+    assert "outputs differ" in choose.no_candidate((broken, broken))
+    assert choose.no_candidate((broken, outcome(0.9, 0.0))) == ""
