@@ -30,6 +30,11 @@ class Signature(Data):
         """Whether every input takes any batch size (its first dimension is symbolic)."""
         return all(bool(spec.shape) and isinstance(spec.shape[0], str) for spec in self.inputs)
 
+    @property
+    def fixed_batch(self) -> int | None:
+        """The one batch size that the model takes; None where no input fixes it."""
+        return next((s.shape[0] for s in self.inputs if s.shape and isinstance(s.shape[0], int)), None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class MetricSpec(Data):

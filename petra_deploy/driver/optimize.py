@@ -137,10 +137,7 @@ def measure_baseline(
 def batches(goal: Goal, loaded: Loaded) -> tuple[int, ...]:
     """The batch sizes to measure: those asked for, or the one that a static model has."""
     signature = loaded.workload.signature
-    if signature.dynamic_batch:
-        return goal.batches
-    first = signature.inputs[0].shape[0] if signature.inputs[0].shape else 1
-    return (first if isinstance(first, int) else 1,)
+    return goal.batches if signature.dynamic_batch else (signature.fixed_batch or 1,)
 
 
 def tell(plan: Plan, loaded: Loaded, session: Session) -> None:

@@ -21,7 +21,8 @@ def _lines(workload: Workload, inspected: Inspected, target: str) -> Iterator[st
     most = sorted(layout.operators.items(), key=lambda pair: -pair[1])
     yield f"operators   {', '.join(f'{count} {name}' for name, count in most)}"
     yield ""
-    shrinking = [group for group in layout.groups if group.kind != "precision"]
+    turned = {knob.per for offer in inspected.offers for knob in offer.knobs.values()} - {"precision"}
+    shrinking = [group for group in layout.groups if group.kind in turned]
     yield f"{len(shrinking)} groups can shrink"
     for group in shrinking:
         size = f"{group.width} wide, {group.parameters:,} parameters, {group.macs:,} MACs"

@@ -13,14 +13,7 @@ from petra_deploy.core.strategy import Strategy
 
 _FLOOR = 0.04  # a small network still pays for Python and memory
 _WHOLE = ("block", "stage")  # kinds of groups that go as a whole
-_AGAIN = (
-    "matrix",
-    "kernel",
-    "table",
-    "resolution",
-    "precision",
-    "layer",
-)  # kinds whose layers are in other groups, too
+_PARTS = ("channels", "heads", "units")  # kinds that share the work out; groups of all others lie across these
 
 
 def remaining_share(strategy: Strategy, plan: Plan) -> float:
@@ -40,13 +33,17 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
 
     def shallow(group: Group) -> float:
         """The share of a recurrent module's layers that is left."""
-        gone = [g for g in plan.layout.of_kind("layer") if g.name.startswith(f"{group.name}:") and _gone(keep, g)]
+        gone = [
+            g
+            for g in plan.layout.of_kind("layer")
+            if g.name.startswith(f"{group.name}:") and keep.get((g.kind, g.name)) == 0.0
+        ]
         return max(1.0 - sum(g.parameters for g in gone) / max(group.parameters, 1), 0.0)
 
     dropped = [name for (kind, name), share in keep.items() if kind in _WHOLE and share == 0.0]
     total = left = counted = 0.0
     for group in plan.layout.groups:
-        if group.kind in _WHOLE or group.kind in _AGAIN:
+        if group.kind not in _PARTS:
             continue
         work = float(group.macs or group.parameters)
         total += work
@@ -62,10 +59,6 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
         left += rest * max(1.0 - gone / max(plan.layout.parameters, 1), 0.0)
     left *= min((share for (kind, _), share in keep.items() if kind == "resolution"), default=1.0)
     return max(left / total, _FLOOR) if total else 1.0
-
-
-def _gone(keep: dict[tuple[str, str], float], group: Group) -> bool:
-    return keep.get((group.kind, group.name)) == 0.0
 
 
 @dataclass

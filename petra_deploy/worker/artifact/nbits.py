@@ -123,8 +123,7 @@ def inputs_of(model: ir.Model, values: Sequence[ir.Value | None], tools: Tools, 
     session = None
     if made:
         session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    first = tools.signature.inputs[0].shape
-    size = first[0] if first and isinstance(first[0], int) else _BATCH_ROWS
+    size = tools.signature.fixed_batch or _BATCH_ROWS
     found: dict[str, list[Array]] = {name: [] for name in names}
     for feeds, _ in tools.calibration.first(rows).batches(size):
         given = {spec.name: feeds[spec.name] for spec in tools.signature.inputs}

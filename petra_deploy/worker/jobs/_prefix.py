@@ -86,7 +86,9 @@ def teacher_outputs(job: Transform, context: Context) -> Sequence[np.ndarray]:
     train = Samples.open(context.store.path(workload.train.key))
     model = open_module(context.store, workload)
     names = [spec.name for spec in workload.signature.inputs]
-    entry = context.store.add(lambda folder: _write_outputs(folder, model, train, names, _batch(job)))
+    entry = context.store.add(
+        lambda folder: _write_outputs(folder, model, train, names, job.workload.signature.fixed_batch or BATCH_ROWS)
+    )
     files.write_json(filed, {"entry": entry})
     return _outputs(context.store.path(entry))
 
@@ -117,11 +119,6 @@ def _write_outputs(folder: Path, model: torch.nn.Module, train: Samples, names: 
 def _outputs(folder: Path) -> list[np.ndarray]:
     count = len(list(folder.glob("*.npy")))
     return [np.load(folder / f"{index}.npy", mmap_mode="r", allow_pickle=False) for index in range(count)]
-
-
-def _batch(job: Transform) -> int:
-    first = job.workload.signature.inputs[0].shape
-    return first[0] if first and isinstance(first[0], int) else BATCH_ROWS
 
 
 def _key(job: Transform, steps: Sequence[Step]) -> str:

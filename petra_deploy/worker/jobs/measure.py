@@ -89,8 +89,7 @@ def batch_sizes(engine: Engine, asked: Sequence[int]) -> tuple[int, ...]:
     """Those asked for; the one and only where the model's batch is fixed."""
     if engine.signature.dynamic_batch:
         return tuple(dict.fromkeys(asked))
-    shape = engine.signature.inputs[0].shape
-    return (shape[0],) if shape and isinstance(shape[0], int) else (1,)
+    return (engine.signature.fixed_batch or 1,)
 
 
 def make_feeds(samples: Samples, engine: Engine, batch: int) -> list[dict[str, NDArray[Any]]]:

@@ -47,7 +47,7 @@ def run(job: Probe, context: Context) -> Probed:
     calibration = Samples.open(context.store.path(workload.calibration.key))
     shrinkers = Shrinkers(model, example_of(calibration, workload.signature))
     with _all_threads():
-        size = fixed_batch(workload.signature)
+        size = workload.signature.fixed_batch
         forward = _forward_seconds(model, tensors(calibration.first(size or BATCH), workload.signature))
         groups = tuple(group for group in job.layout.groups if shrinkers.shrinks(group))
         affordable = SECONDS / (len(groups) + 1) / max(forward, 1e-9)
@@ -108,17 +108,10 @@ def tensors(rows: Samples, signature: Signature) -> Tensors:
     return tuple(torch.from_numpy(rows.inputs[spec.name].copy()) for spec in signature.inputs)
 
 
-def fixed_batch(signature: Signature) -> int | None:
-    """The one batch size that the model takes; None where it takes any."""
-    if signature.dynamic_batch:
-        return None
-    return next((int(s.shape[0]) for s in signature.inputs if s.shape and isinstance(s.shape[0], int)), 1)
-
-
 def _answers(model: nn.Module, rows: Samples, signature: Signature) -> Tensor:
     """The first output of floating point, else the first, over all rows."""
-    size = fixed_batch(signature) or BATCH
-    if not signature.dynamic_batch:
+    size = signature.fixed_batch or BATCH
+    if signature.fixed_batch:
         rows = rows.first(max(len(rows) // size, 1) * size)
     parts: list[Tensor] = []
     for start in range(0, len(rows), size):

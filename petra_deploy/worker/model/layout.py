@@ -1,6 +1,6 @@
 """What can be known of a model, as plain data: operators, sizes, and the groups that can be made smaller.
 
-    facts = layout(adapter, example, form="module", signature=signature, finders=[prune.groups, ...])
+    facts = layout(adapter, example, form="module", signature=signature, finders={"channels": prune.groups})
     facts.of_kind("channels")        # what prune acts on
     facts.refused                    # {"channels/blocks.0.qkv": "the order of its channels matters ..."}
 

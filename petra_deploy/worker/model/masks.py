@@ -20,8 +20,13 @@ _KEPT = "_petra_kept"
 def put(layer: nn.Module, name: str, kept: Tensor) -> None:
     """Set the parameter `name` of `layer` to zero where `kept` (bool, of its shape) is False, for good."""
     weight = layer.get_parameter(name)
-    layer.register_buffer(f"{name}{_KEPT}", kept, persistent=False)
+    remember(layer, name, kept)
     setattr(layer, name, nn.Parameter(weight.detach() * kept, requires_grad=weight.requires_grad))
+
+
+def remember(layer: nn.Module, name: str, kept: Tensor) -> None:
+    """Let `hold` keep the parameter `name` of `layer` at zero where `kept` is False; it is not changed now."""
+    layer.register_buffer(f"{name}{_KEPT}", kept, persistent=False)
 
 
 def held(model: nn.Module) -> Iterator[tuple[str, Tensor, Tensor]]:

@@ -44,8 +44,7 @@ RELATED = Limit("at all", error=None, cosine=0.5)
 
 def probes(samples: Samples, signature: Signature, sizes: Sequence[int] = SIZES) -> list[dict[str, Array]]:
     """The first rows as batches of these sizes; of the one size that a static batch takes."""
-    fixed = [spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], int)]
-    wanted = (fixed[0],) if fixed else sizes
+    wanted = (signature.fixed_batch,) if signature.fixed_batch else sizes
     return [_rows(samples, signature, np.arange(start, start + size) % len(samples))
             for start, size in zip(np.cumsum([0, *wanted]), wanted, strict=False)]  # fmt: skip
 

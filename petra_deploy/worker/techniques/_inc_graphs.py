@@ -186,8 +186,7 @@ def _export_by_inc(model: torch.nn.Module, example: tuple[torch.Tensor, ...], sh
 
 
 def batches(tools: Tools, rows: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    first = tools.signature.inputs[0].shape
-    size = first[0] if first and isinstance(first[0], int) else BATCH_ROWS
+    size = tools.signature.fixed_batch or BATCH_ROWS
     for feeds, _ in tools.calibration.first(rows).batches(size):
         if tools.signature.dynamic_batch or len(next(iter(feeds.values()))) == size:
             yield tuple(torch.from_numpy(feeds[spec.name]) for spec in tools.signature.inputs)

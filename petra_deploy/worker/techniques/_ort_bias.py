@@ -99,8 +99,7 @@ def _operators(model: onnx.ModelProto, outputs: dict[str, str]) -> dict[str, str
 
 
 def _batches(tools: Tools, rows: int) -> list[dict[str, Array]]:
-    first = tools.signature.inputs[0].shape
-    size = first[0] if first and isinstance(first[0], int) else BATCH_ROWS
+    size = tools.signature.fixed_batch or BATCH_ROWS
     names = [spec.name for spec in tools.signature.inputs]
     batches = [{name: feeds[name] for name in names} for feeds, _ in tools.calibration.first(rows).batches(size)]
     return batches if tools.signature.dynamic_batch else [b for b in batches if len(b[names[0]]) == size]

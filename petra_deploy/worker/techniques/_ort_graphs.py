@@ -113,8 +113,7 @@ def finished(
 
 def judged(tools: Tools) -> Callable[[Path, Path], float]:
     """What gives the SQNR in dB of a file's answers against another's, on calibration rows."""
-    first = tools.signature.inputs[0].shape
-    size = first[0] if first and isinstance(first[0], int) else BATCH_ROWS
+    size = tools.signature.fixed_batch or BATCH_ROWS
     batches = parity.probes(tools.calibration, tools.signature, [size] * _JUDGED)
     answers: dict[Path, list[Any]] = {}
 
@@ -134,8 +133,7 @@ def calibration_reader(tools: Tools, rows: int) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
     samples = tools.calibration.first(rows)
-    first = tools.signature.inputs[0].shape
-    size = first[0] if first and isinstance(first[0], int) else BATCH_ROWS
+    size = tools.signature.fixed_batch or BATCH_ROWS
 
     class Reader(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:

@@ -94,8 +94,7 @@ def _beyond_range(model: onnx.ModelProto, options: Options, tools: Tools) -> lis
     for index, node in enumerate(model.graph.node):
         node.name = node.name or f"{node.op_type}_{index}"
     rows = tools.calibration.first(options.calibration_rows)
-    first = tools.signature.inputs[0].shape
-    fixed = first[0] if first and isinstance(first[0], int) else None
+    fixed = tools.signature.fixed_batch
     largest: dict[str, float] = {}
     for feeds, _ in rows.batches(fixed or 8):
         given = {spec.name: feeds[spec.name] for spec in tools.signature.inputs}

@@ -102,7 +102,7 @@ def _trained(
         if path not in known:
             raise Problem("unsupported", f"the zeros of {path} cannot be held: the exported program has no such weight")
         owner, _, name = path.rpartition(".")
-        prepared.get_submodule(owner).register_buffer(f"{name}_kept", kept.cpu(), persistent=False)
+        masks.remember(prepared.get_submodule(owner), name, kept.cpu())
     recipe = recovery.Recipe(epochs=options.epochs, lr=options.lr)
     rows = _FOLLOWED * options.epochs * tools.epochs_share * len(tools.train or ())
     trainee = fake.Trainee(rounding, rows)

@@ -72,10 +72,7 @@ class Rows:
 
 def batch_size(signature: Signature, wanted: int) -> int:
     """`wanted`, or the one size that the model takes where its batch dimension is fixed."""
-    if signature.dynamic_batch:
-        return wanted
-    sizes = [spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], int)]
-    return int(sizes[0]) if sizes else wanted
+    return signature.fixed_batch or wanted
 
 
 def _tensor(values: Array, index: Array) -> Tensor:

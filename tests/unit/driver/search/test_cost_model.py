@@ -53,6 +53,25 @@ def test_only_what_is_searched_by_group_counts_and_layers_in_several_groups_coun
     assert remaining_share(Strategy(steps=(half,)), plan) == 0.5
 
 
+def test_a_kind_of_group_that_shares_out_no_work_changes_nothing():
+    plan = simulation.plan()
+    encoder = Group(name="layers", kind="encoder", width=64, parameters=8000, macs=80_000)
+    wider = replace(plan, layout=replace(plan.layout, groups=(*plan.layout.groups, encoder)))
+    assert remaining_share(pruned(0.5, wider), wider) == remaining_share(pruned(0.5, plan), plan)
+
+
+def test_a_layer_of_a_recurrent_module_takes_its_share_along():
+    plan = simulation.plan()
+    rnn = Group(name="rnn", kind="units", width=64, parameters=8000, macs=80_000)
+    upper = Group(name="rnn:1", kind="layer", width=1, parameters=6000, macs=60_000)
+    offers = (Offer(technique="drop_rnn_layers", phase=Phase.SHRINK, acts_on="module",
+                    knobs={"layers": Knob.subset("layer", ladder=(1.0,))}),)  # fmt: skip
+    plan = replace(plan, layout=replace(plan.layout, groups=(rnn, upper), parameters=8000), offers=offers)
+    step = Step(technique="drop_rnn_layers", options={"layers": ["rnn:1"]})
+    assert remaining_share(Strategy(), plan) == 1.0
+    assert remaining_share(Strategy(steps=(step,)), plan) == 0.25
+
+
 def test_the_model_learns_from_what_trials_took():
     plan = simulation.plan(train_seconds_per_row=1e-2)
     cost = CostModel(plan, fixed=1.0)
