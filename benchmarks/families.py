@@ -3,7 +3,7 @@
     python benchmarks/families.py train  --family mlp --seed 0       # the baseline, by the example's own recipe
     python benchmarks/families.py alone  --family mlp --seed 0       # one optimize for each technique
     python benchmarks/families.py search --family mlp --seed 0       # all of them, thirty minutes
-    python benchmarks/families.py table                              # what docs/families.md says
+    python benchmarks/families.py table                              # all records, in Markdown
 
 Baselines are trained by examples/*/train.py on data that Python packages ship. Every figure is of the test split, which
 neither training nor search saw, against the FP32 baseline in ONNX Runtime in the same run. Each run adds its record to
@@ -159,7 +159,8 @@ def read() -> list[Record]:
 
 def line(record: Record) -> str:
     """A row of the table."""
-    cells = [FAMILIES[record["family"]].title, str(record["seed"]), record["what"]]
+    told = FAMILIES[record["family"]]
+    cells = [told.title, str(record["seed"]), record["what"]]
     if "why" in record:
         cells += ["", "", "", "", record["why"].removeprefix("error: ")]
     else:
@@ -167,7 +168,12 @@ def line(record: Record) -> str:
         drop = record["drop"]
         cells += [f"{record['smaller']:.0f}x", f"{drop['value']:.2f} [{drop['low']:.2f}, {drop['high']:.2f}]"]
         cells.append(f"{' + '.join(record['techniques'])}; {record['trials']} candidates, {record['seconds']} s")
+    cells.append(f"{_figures(told.least)} (aim {_figures(told.aim)})" if record["what"] == "search" else "")
     return f"| {' | '.join(cells)} |"
+
+
+def _figures(ratios: tuple[int, int, int]) -> str:
+    return ", ".join(f"{ratio}x" for ratio in ratios)
 
 
 def _ratio(speedup: Record) -> str:
@@ -176,7 +182,7 @@ def _ratio(speedup: Record) -> str:
 
 
 def table() -> None:
-    heads = ("family", "seed", "what", "batch 1", "batch 16", "file smaller", "drop on test, points", "how")
+    heads = ("family", "seed", "what", "batch 1", "batch 16", "file smaller", "drop on test, points", "how", "asked")
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     order = list(FAMILIES)
     for record in sorted(read(), key=lambda r: (r["what"] != "search", order.index(r["family"]), r["seed"], r["what"])):

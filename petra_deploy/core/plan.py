@@ -52,6 +52,10 @@ class Layout(Data):
     def of_kind(self, kind: str) -> tuple[Group, ...]:
         return tuple(group for group in self.groups if group.kind == kind)
 
+    def refusals(self, kind: str) -> list[str]:
+        """Why parts that could have been groups of this kind are none: "name: why" each."""
+        return [f"{key.partition('/')[2]}: {why}" for key, why in self.refused.items() if key.startswith(f"{kind}/")]
+
     def with_sensitivities(self, sensitivity: dict[str, float]) -> "Layout":
         """The same layout with probed damages, keyed by "kind/name"."""
         groups = tuple(

@@ -246,12 +246,13 @@ def _compiled(outcome: Outcome, case: Case, session: Session) -> Outcome:
     return replace(outcome, notes=(*outcome.notes, note))
 
 
-def chosen_of(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Front:
-    """The first in the order that holds on the test split and is better than the baseline for sure."""
+def chosen_of(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int, *, sure: bool = True) -> Front:
+    """The first in the order that holds on the test split and is better than the baseline; `sure`: by its interval."""
     for index, outcome in enumerate(judged):
         if not outcome.ok or outcome.test is None or outcome.test.drop is None:
             continue
-        if outcome.test.drop.known() <= goal.max_drop and choose.better(outcome, goal, baseline_bytes):
+        faster = choose.better if sure else choose.gains
+        if outcome.test.drop.known() <= goal.max_drop and faster(outcome, goal, baseline_bytes):
             return Front(outcomes=tuple(judged), best=index)
     return Front(outcomes=tuple(judged), why=_why(judged, goal, baseline_bytes))
 
@@ -270,4 +271,4 @@ def _why(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> str:
             f"on the test split, where {goal.max_drop:g} are allowed"
         )
     best = max(choose.gain(o, goal, baseline_bytes) for o in tested)
-    return f"this model cannot gain here: of all that was tried nothing beats it for sure, the best reached {best:.2f}x"
+    return f"nothing tried beats the model as it came for sure, so it cannot gain here: the best reached {best:.2f}x"

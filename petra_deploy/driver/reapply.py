@@ -63,7 +63,8 @@ def apply(strategy: Path, request: Request, folder: RunFolder, on_event: OnEvent
         finalists = with_half(rebuilt([outcome], place, session), [outcome], case, session)
         confirmed = confirm(finalists, request.goal, case, baseline, loaded.sealed, session)
         built = next(o for o in confirmed.outcomes if o.strategy == complete)
-        front = chosen_of([built], request.goal, case.baseline.bytes if case.baseline else 1)
+        size = case.baseline.bytes if case.baseline else 1
+        front = chosen_of([built], request.goal, size, sure=False)  # the user's own choice
         files.write_json(folder.front, front)
         broken = _broken(front, built, recipe.promise, request)
         destination = folder.path / "nearest" if broken else folder.bundle

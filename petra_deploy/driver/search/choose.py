@@ -33,6 +33,11 @@ def better(outcome: Outcome, goal: Goal, baseline_bytes: int) -> bool:
         speedup = _speedup(outcome.measurement, goal)
         if speedup.origin == "measured" and speedup.low is not None:
             return outcome.engine is not None and speedup.low > 1.0
+    return gains(outcome, goal, baseline_bytes)
+
+
+def gains(outcome: Outcome, goal: Goal, baseline_bytes: int) -> bool:
+    """Whether it beats the baseline as far as was seen."""
     return gain(outcome, goal, baseline_bytes) > 1.0
 
 

@@ -62,7 +62,7 @@ def infer(job: Scored | Infer, samples: Samples, context: Context) -> Arrays:
 
 def outputs_of(run: Callable[[Arrays], list[NDArray[Any]]], signature: Signature, samples: Samples) -> Arrays:
     """name -> outputs of all rows, in batches of 32, or of the model's own fixed size."""
-    size = BATCH if signature.dynamic_batch else _fixed(signature.inputs[0].shape)
+    size = BATCH if signature.dynamic_batch else signature.fixed_batch or 1
     names = [spec.name for spec in signature.outputs]
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     for feeds, _ in samples.batches(size):
@@ -109,10 +109,6 @@ def targets_of(metric: MetricSpec, split: str, samples: Samples, reference: Arra
 def simple(outputs: Arrays) -> metrics.Outputs:
     """The array alone where there is one output only."""
     return next(iter(outputs.values())) if len(outputs) == 1 else outputs
-
-
-def _fixed(shape: tuple[int | str, ...]) -> int:
-    return shape[0] if shape and isinstance(shape[0], int) else 1
 
 
 def _told(name: str, error: Exception) -> str:

@@ -104,8 +104,7 @@ def dynamic_shapes(model: torch.nn.Module, signature: Signature) -> tuple[Any, .
 
 def example_of(samples: Samples, signature: Signature) -> tuple[torch.Tensor, ...]:
     """One tensor an input, of the first rows: two where the batch is dynamic, else as many as it takes."""
-    rows = [spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], int)]
-    feeds, _ = next(samples.batches(rows[0] if rows else 2))
+    feeds, _ = next(samples.batches(signature.fixed_batch or 2))
     return tuple(
         _grown(torch.from_numpy(feeds[spec.name]), spec) for spec in signature.inputs
     )  # fmt: skip

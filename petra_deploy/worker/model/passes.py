@@ -25,10 +25,10 @@ Seen = dict[str, list[tuple[Any, Any]]]  # layer -> ((args, kwargs), result) of 
 
 def batches(samples: Samples, signature: Signature, rows: int = ROWS) -> Iterator[Tensors]:
     """The first `rows` rows as tensors in the signature's order; a fixed batch size is kept to."""
-    fixed = [spec.shape[0] for spec in signature.inputs if spec.shape and isinstance(spec.shape[0], int)]
-    size = int(fixed[0]) if fixed else BATCH
+    fixed = signature.fixed_batch
+    size = fixed or BATCH
     for feeds, _ in samples.first(rows).batches(size):
-        if not fixed or len(next(iter(feeds.values()))) == size:
+        if fixed is None or len(next(iter(feeds.values()))) == size:
             yield tuple(torch.from_numpy(feeds[spec.name].copy()) for spec in signature.inputs)
 
 

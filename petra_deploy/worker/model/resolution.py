@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from petra_deploy.worker.model import adapter, trial
 from petra_deploy.worker.model.adapter import Adapter
-from petra_deploy.worker.model.blocks import first_of
+from petra_deploy.worker.model.blocks import Source, first_of
 from petra_deploy.worker.model.passes import watching
 from petra_deploy.worker.model.trial import Trial
 
 AXES = {2: ((1,),), 3: ((2,), (1,)), 4: ((2, 3), (1, 2)), 5: ((2, 3, 4), (3, 4))}  # dimensions -> maps that are tried
 _POOLS = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
-Source = int | str
 
 
 class Pooling(nn.Module):

@@ -22,7 +22,7 @@ def fold(model: GraphModule) -> int:
             continue
         join, *parameters = node.args[:5]
         parts = _convolutions(join) if isinstance(join, Node) else []
-        values = [_tensor(model, parameter) for parameter in parameters]
+        values = [tensor_of(model, parameter) for parameter in parameters]
         if not parts or len(join.users) != 1 or any(value is None for value in values):
             continue
         weight, bias, mean, variance = (value.double() for value in values if value is not None)
@@ -52,7 +52,7 @@ def _convolutions(join: Node) -> list[Node]:
 def _scale(model: GraphModule, node: Node, scale: torch.Tensor, shift: torch.Tensor) -> None:
     """Give a convolution its own, scaled weights."""
     arguments: Any = node.args
-    kernel, before = _tensor(model, arguments[1]), _tensor(model, arguments[2] if len(arguments) > 2 else None)
+    kernel, before = tensor_of(model, arguments[1]), tensor_of(model, arguments[2] if len(arguments) > 2 else None)
     if kernel is None:
         raise TypeError("a convolution without weights was let through")
     folded = (kernel * scale.reshape(-1, *[1] * (kernel.dim() - 1))).to(kernel.dtype)
@@ -69,7 +69,7 @@ def _parameter(model: GraphModule, name: str, value: torch.Tensor) -> Node:
     return node
 
 
-def _tensor(model: GraphModule, node: Any) -> torch.Tensor | None:
+def tensor_of(model: GraphModule, node: Any) -> torch.Tensor | None:
     """The parameter or buffer that a get_attr node names."""
     if not isinstance(node, Node) or node.op != "get_attr":
         return None

@@ -81,9 +81,7 @@ def no_reason(layout: Layout, target: Target, kind: str, what: str) -> tuple[str
         return (f"whether factors run faster is measured on a processor, and {target.name} is a GPU",)
     if layout.of_kind(kind):
         return ()
-    reasons = [
-        f"{name.partition('/')[2]}: {why}" for name, why in layout.refused.items() if name.startswith(f"{kind}/")
-    ]
+    reasons = layout.refusals(kind)
     return (f"no {what} gains as two factors ({reasons[0]})" if reasons else f"the model has no {what}",)
 
 

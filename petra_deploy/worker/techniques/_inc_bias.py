@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Interpreter, Node
 
-from petra_deploy.worker.techniques._concat_norms import _tensor
+from petra_deploy.worker.techniques._concat_norms import tensor_of
 from petra_deploy.worker.techniques._ort_annotations import CONV
 
 LINEAR = torch.ops.aten.linear.default
@@ -68,7 +68,7 @@ def _error(model: GraphModule, value: Any) -> Tensor | None:
     if not isinstance(value, Node) or value.op != "call_module":
         return None
     observer: Any = model.get_submodule(str(value.target))
-    weight = _tensor(model, value.args[0])
+    weight = tensor_of(model, value.args[0])
     if weight is None:
         return None
     scale, zero = observer.calculate_qparams()
@@ -85,5 +85,5 @@ def _own_bias(model: GraphModule, value: Any) -> Tensor | None:
     while isinstance(value, Node) and value.op == "call_module" and len(value.users) == 1:
         value = value.args[0]
     alone = isinstance(value, Node) and value.op == "get_attr" and len(value.users) == 1
-    found: Tensor | None = _tensor(model, value) if alone else None
+    found: Tensor | None = tensor_of(model, value) if alone else None
     return found

@@ -16,13 +16,12 @@ from annotated_types import Ge
 
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Data, Layout, Target, Tools
-from petra_deploy.worker.model import adapter, blocks, precision
+from petra_deploy.worker.model import adapter, blocks, passes, precision
 from petra_deploy.worker.model.export import capturing, dynamic_shapes, example_of
 from petra_deploy.worker.model.islands import Attempts, Relieved, relieve
 from petra_deploy.worker.model.trial import Tensors
 from petra_deploy.worker.quiet import cause, quiet
 
-BATCH_ROWS = 32  # rows a calibration batch
 _JUDGED = 32  # rows on which the quantized model is compared with the float one
 Hook = Callable[[torch.fx.GraphModule], None]
 WEIGHTED = ("Conv1d", "Conv2d", "Conv3d", "Linear", "Embedding", "LSTM", "MultiheadAttention")
@@ -185,11 +184,8 @@ def _export_by_inc(model: torch.nn.Module, example: tuple[torch.Tensor, ...], sh
         raise Problem("unsupported", f"torch.export cannot take the model: {reason}") from error
 
 
-def batches(tools: Tools, rows: int) -> Iterator[tuple[torch.Tensor, ...]]:
-    size = tools.signature.fixed_batch or BATCH_ROWS
-    for feeds, _ in tools.calibration.first(rows).batches(size):
-        if tools.signature.dynamic_batch or len(next(iter(feeds.values()))) == size:
-            yield tuple(torch.from_numpy(feeds[spec.name]) for spec in tools.signature.inputs)
+def batches(tools: Tools, rows: int) -> Iterator[Tensors]:
+    return passes.batches(tools.calibration, tools.signature, rows)
 
 
 def count(model: torch.fx.GraphModule) -> dict[str, dict[str, int]]:

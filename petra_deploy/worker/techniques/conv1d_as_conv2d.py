@@ -14,9 +14,9 @@ from pathlib import Path
 
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.artifact import graph, planar
+from petra_deploy.worker.artifact import planar
 from petra_deploy.worker.artifact.inferred import inferred
-from petra_deploy.worker.model import parity
+from petra_deploy.worker.techniques._rewritten import rewritten
 
 PHASE = Phase.FINISH  # after the quantizers: whatever they left in float
 ACTS_ON: ActsOn = "graph"
@@ -47,11 +47,7 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
 
     Raises Problem("mismatch") where the graph then answers anything else.
     """
-    rewritten = inferred(model)
-    counts = planar.widen(rewritten)
-    path = tools.scratch / "model.onnx"
-    graph.save(rewritten, path)
-    batches = parity.probes(tools.calibration, tools.signature)
-    limit = parity.CLOSE if graph.quantized(rewritten) else parity.EXACT  # an ulp may turn over a rounding to int8
-    before, after = (parity.run_file(file, batches) for file in (model, path))
-    return Applied(path, facts={**counts, "parity": parity.compare(before, after, tools.signature, limit)})
+    planes = inferred(model)
+    counts = planar.widen(planes)
+    path, same = rewritten(planes, model, tools)
+    return Applied(path, facts={**counts, "parity": same})

@@ -81,7 +81,7 @@ def shrinker(model: nn.Module, example: Tensors) -> Callable[[Group], nn.Module]
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
     if layout.of_kind(KIND):
         return ()
-    reasons = [f"{n.partition('/')[2]}: {why}" for n, why in layout.refused.items() if n.startswith(f"{KIND}/")]
+    reasons = layout.refusals(KIND)
     return (f"no map can be pooled ({reasons[0]})" if reasons else "the model has no map that could be pooled",)
 
 
@@ -113,7 +113,7 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
         if gone(model, name) or _empty(model, name):
             kept[name] = "it is gone"
         elif factor == 1:
-            kept[name] = "half of a step is the least that can go"
+            kept[name] = "less than half of it was to go, which no pooling does"
         else:
             factors[name] = factor
     small, done = surgery.twin(model), dict[str, int]()

@@ -63,10 +63,7 @@ def shrinker(model: nn.Module, example: Tensors) -> Callable[[Group], nn.Module]
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
     if layout.of_kind(KIND):
         return ()
-    reasons = [
-        f"{name.partition('/')[2]}: {why}" for name, why in layout.refused.items() if name.startswith(f"{KIND}/")
-    ]
-    return (reasons[0] if reasons else "the model has no recurrent module of several layers",)
+    return (*layout.refusals(KIND)[:1],) or ("the model has no recurrent module of several layers",)
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:

@@ -28,6 +28,7 @@ from petra_deploy.worker.techniques import _factoring
 PHASE = Phase.SHRINK
 ACTS_ON: ActsOn = "module"
 KIND = "table"
+OFF = "it makes the file smaller and never the engine faster: for --objective size"
 _SHARE = 0.1  # of the model's parameters: a smaller table is not worth a layer more
 
 
@@ -63,7 +64,7 @@ def shrinker(model: nn.Module, example: Tensors) -> Callable[[Group], nn.Module]
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
     if layout.of_kind(KIND):
         return ()
-    reasons = [f"{n.partition('/')[2]}: {why}" for n, why in layout.refused.items() if n.startswith(f"{KIND}/")]
+    reasons = layout.refusals(KIND)
     return (f"no embedding is worth two factors ({reasons[0]})" if reasons else "the model has no embedding",)
 
 

@@ -124,7 +124,7 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
         widths = {g.name: max(final[g.name], rounded_width(g.width, 1 - (final[g.name] / g.width) ** done,
                                                           options.round_to)) for g in ratios}  # fmt: skip
         before = small
-        small, trial = _pruned(small, trial, current, widths, options, tools)
+        small = _pruned(small, trial, current, widths, options, tools)
         if small is not before and index + 1 < options.rounds:
             small = surgery.own(small)
             trained = train(small, Recipe(epochs=options.epochs_between), tools)
@@ -148,11 +148,11 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
 
 def _pruned(
     model: nn.Module, trial: Trial, groups: Sequence[Coupling], widths: dict[str, int], options: Options, tools: Tools
-) -> tuple[nn.Module, Trial]:
+) -> nn.Module:
     """A copy of `model` with at most so many channels in each group; `model` itself where that is no change."""
     narrower = [group for group in groups if widths[group.name] < group.width]
     if not narrower:
-        return model, trial
+        return model
     names = ", ".join(group.name for group in narrower)
     if reason := channels.mixes(narrower, trial):
         raise Problem("unsupported", f"of {names}: {reason}")
@@ -167,7 +167,7 @@ def _pruned(
         surgery.keep(small, {g if isinstance(g, Coupling) else group: kept[group] for group, g in found.items()})
         if trial.breaks(small):
             raise Problem("unsupported", f"pruning {names}: {reason}")
-    return small, trial
+    return small
 
 
 def _assign(

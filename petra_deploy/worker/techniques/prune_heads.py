@@ -81,7 +81,7 @@ def shrinker(model: nn.Module, example: Tensors) -> Callable[[Group], nn.Module]
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
     if layout.of_kind(KIND):
         return ()
-    reasons = [f"{name.partition('/')[2]}: {why}" for name, why in layout.refused.items() if name.startswith("heads/")]
+    reasons = layout.refusals(KIND)
     return (f"no heads can be removed ({reasons[0]})" if reasons else "the model has no attention of several heads",)
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from petra_deploy.core.extension import Applied, Data, Knob, Layout, Phase, Target, Tools
 from petra_deploy.core.plan import ActsOn
-from petra_deploy.worker.artifact import graph, selection
+from petra_deploy.worker.artifact import selection
 from petra_deploy.worker.artifact.inferred import inferred
-from petra_deploy.worker.model import parity
+from petra_deploy.worker.techniques._rewritten import rewritten
 
 PHASE = Phase.REWRITE  # before the quantizers of graphs, which then see fewer rows
 ACTS_ON: ActsOn = "graph"
@@ -45,14 +45,11 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
 
     Raises Problem("mismatch") where the graph then answers anything else.
     """
-    path = tools.scratch / "model.onnx"
-    rewritten = inferred(model)
-    counts = selection.select_early(rewritten)
+    early = inferred(model)
+    counts = selection.select_early(early)
     if not counts["products"]:
+        path = tools.scratch / "model.onnx"
         shutil.copyfile(model, path)
         return Applied(path, facts={"products": 0})
-    graph.save(rewritten, path)
-    batches = parity.probes(tools.calibration, tools.signature)
-    limit = parity.CLOSE if graph.quantized(rewritten) else parity.EXACT  # an ulp may turn over a rounding to int8
-    before, after = (parity.run_file(file, batches) for file in (model, path))
-    return Applied(path, facts={**counts, "parity": parity.compare(before, after, tools.signature, limit)})
+    path, same = rewritten(early, model, tools)
+    return Applied(path, facts={**counts, "parity": same})

@@ -63,7 +63,7 @@ def shrinker(model: nn.Module, example: Tensors) -> Callable[[Group], nn.Module]
 def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
     if layout.of_kind("units"):
         return ()
-    reasons = [f"{name.partition('/')[2]}: {why}" for name, why in layout.refused.items() if name.startswith("units/")]
+    reasons = layout.refusals(KIND)
     return (f"no hidden units can be removed ({reasons[0]})" if reasons else "the model has no recurrent layer",)
 
 

@@ -47,7 +47,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
         if all(not spec.dtype.startswith(("float", "bfloat")) for spec in layout.signature.outputs):
             return ("every output is of whole numbers, through which no gradient passes",)
         return ()
-    reasons = [f"{name.partition('/')[2]}: {why}" for name, why in layout.refused.items() if name.startswith(KIND)]
+    reasons = layout.refusals(KIND)
     return (f"no encoder takes prompts ({reasons[0]})" if reasons else "the model has no transformer encoder",)
 
 

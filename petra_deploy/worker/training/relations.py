@@ -46,23 +46,18 @@ class Shared:
 
 
 def shared(model: nn.Module, teacher: nn.Module, example: Sequence[Tensor]) -> tuple[Shared, ...]:
-    """Up to four layers, in the order in which they are called, the last one among them.
+    """Up to four layers, spread over the order in which they are called, the deepest among them.
 
     Blocks (children of a Sequential or ModuleList, with parts of their own) where there are any,
-    else single layers with weights; those whose output is the model's own are left out.
+    else single layers with weights, but for the last: its output is the model's own.
     """
     ours, theirs = _answers(model, example), _answers(teacher, example)
-    found = [
-        Shared(name, form)
-        for name, (whole, tensor) in ours.items()
-        if name in theirs and (form := _form(adapter.submodule(model, name), tensor, theirs[name][1])) and whole
+    pairs = [
+        (block, Shared(name, form))
+        for name, (block, tensor) in ours.items()
+        if name in theirs and (form := _form(adapter.submodule(model, name), tensor, theirs[name][1]))
     ]
-    if not found:
-        found = [
-            Shared(name, form)
-            for name, (_, tensor) in ours.items()
-            if name in theirs and (form := _form(adapter.submodule(model, name), tensor, theirs[name][1]))
-        ][:-1]
+    found = [layer for block, layer in pairs if block] or [layer for _, layer in pairs][:-1]
     if len(found) > _LAYERS:
         found = [found[round((i + 1) * len(found) / _LAYERS) - 1] for i in range(_LAYERS)]
     return tuple(found)

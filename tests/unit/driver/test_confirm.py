@@ -199,7 +199,7 @@ def test_where_none_holds_the_nearest_is_named(shipment: Shipment, store: Store)
 def test_a_model_that_cannot_gain_is_told_so_and_nothing_slower_ships(shipment: Shipment, store: Store) -> None:
     front = judge(Run(shipment.chosen, {"a": 0.9, "b": 0.7}, {"a": 0.0, "b": 2.0}), shipment, store)
     assert front.chosen is None
-    assert front.why.startswith("this model cannot gain here")
+    assert front.why.startswith("nothing tried beats the model as it came for sure, so it cannot gain here")
     assert "0.90x" in front.why
 
 

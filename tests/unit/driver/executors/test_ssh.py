@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from petra_deploy.core import machine, tails
@@ -203,8 +204,10 @@ def test_a_crash_there_is_told_with_its_signal_and_the_connection_stays(
     before = opened._connection.process.pid
 
     def crash() -> None:
-        for worker in far.workers():
+        workers = far.workers()
+        for worker in workers:
             worker.send_signal(signal.SIGSEGV)
+        psutil.wait_procs(workers, timeout=10)  # the idle ones too, before another job could be sent to them
 
     killer = while_it_measures(far, crash)
     failed = opened.run(job)

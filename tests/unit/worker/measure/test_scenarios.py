@@ -157,22 +157,24 @@ def generator(engine: Sleeper, rate: float, queries: int, seed: int) -> list[flo
 
 
 def test_p99_agrees_with_an_independent_open_loop_generator() -> None:
-    """At the same rate on the same engine, in turns, so that what the machine does meets both alike."""
+    """At the same rate on the same engine, in turns, so that what the machine does meets both alike.
+
+    Compared where both say enough: below p95 the other's own hand-over between threads is most of the difference.
+    """
     ours, theirs, rate = [], [], 200.0
-    for seed in range(5):
+    bounds: list[tuple[float, Any, Any]] = []
+    for seed in range(20):  # five, but on a machine so busy that they give no bounds
         one = server.open_loop(Sleeper(), FEEDS, rate=rate, queries=300, seed=seed)
         ours.append([taken / 1e6 for taken in one["latency_ns"]])
         theirs.append(generator(Sleeper(), rate, 300, seed + 100))
-    compared = []
-    for q in (0.95, 0.99):  # below, the other's own hand-over between threads is most of the difference
-        mine, other = (stats.dependent_percentile(rounds, q, "ms") for rounds in (ours, theirs))
-        if None in (mine.low, other.low):
-            continue  # on a machine so busy these queries are too few for this one
+        both = [(q, *(stats.dependent_percentile(rounds, q, "ms") for rounds in (ours, theirs))) for q in (0.95, 0.99)]
+        bounds = [(q, mine, other) for q, mine, other in both if None not in (mine.low, other.low)]
+        if bounds and seed >= 4:
+            break
+    assert bounds
+    for q, mine, other in bounds:
         assert mine.low <= other.high, f"p{100 * q:g}: {mine} {other}"
         assert other.low <= mine.high, f"p{100 * q:g}: {mine} {other}"
-        compared.append(q)
-    if not compared:
-        pytest.skip("this machine is so busy that five times 300 queries give neither percentile bounds")
 
 
 def test_waiting_is_what_queueing_theory_says_of_these_service_times() -> None:
@@ -209,13 +211,12 @@ def test_the_highest_rate_is_one_whose_p99_was_confirmed_over_fresh_sessions() -
     assert scenario.throughput.n == sum(len(one["latency_ns"]) for one in confirmed if one["rate"] == rate)
 
 
-def test_a_limit_below_the_engines_own_time_is_kept_by_no_rate() -> None:
+def test_a_limit_below_the_engines_own_time_is_kept_by_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "SEARCH", 100.0)  # however busy the machine is, there is time for lower rates
     rounds, scenario = found(1.0)
     assert scenario.throughput.value is None
     assert "no rate tried kept p99 under 1 ms" in scenario.throughput.note
     rates = [one["rate"] for one in rounds]
-    if len(set(rates)) == 1:
-        pytest.skip("this machine is so busy that the time was up before a lower rate was tried")
     assert min(rates) <= max(rates) / 4  # it was looked for further down, and not for ever
     assert [one["phase"] for one in rounds].count("confirm") == 2
     assert rounds[-1]["rate"] == max(rates)  # by how much the first does not
