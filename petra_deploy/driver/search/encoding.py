@@ -24,6 +24,7 @@ Genome = Mapping[str, float]
 _LEAST = 0.04  # a strength below this does nothing: its step is left out
 _TRIED = 0.75  # the gene at which it is tried once, on the best: half of its range
 _SELDOM = 0.25  # the gene of what presets leave out, in the middle of the half that leaves it out
+_STEPS = (0.6, 0.8)  # what a step on keeps of what was kept: a long one, and a short one
 _STEER = 0.8  # how far sensitivity may move a group from the common level
 _SPREAD = 4.0  # training time runs from 1/_SPREAD to _SPREAD/2 of a trial's fair share
 
@@ -106,7 +107,7 @@ class Encoding:
         for name, knob in offer.knobs.items():
             gene = genome.get(f"{offer.technique}.{name}", 0.0)
             if _seldom(knob):
-                gene = max(2 * gene - 1, 0.0)
+                gene = _within(gene)
             groups = self.plan.layout.of_kind(knob.per) if knob.per else ()
             if knob.kind == "subset":
                 taken = _taken(groups, gene * knob.high, most_sensitive=knob.most_sensitive)
@@ -198,6 +199,32 @@ class Encoding:
                 found.append({**genome, **{f"{offer.technique}.{name}": _TRIED for name in seldom}})
         return found
 
+    def further(self, genome: Genome) -> list[dict[str, float]]:
+        """Steps on from a genome: all strengths that it uses at once, then each by itself; then the same, smaller.
+
+        What is in use keeps `_STEPS` of what it kept before; of a subset one more is taken. A strength that the
+        genome leaves out is begun by itself only.
+        """
+        found: list[dict[str, float]] = []
+        for kept in _STEPS:
+            each = {}
+            together = dict(genome)
+            for offer in self.plan.offers:
+                for name, knob in offer.knobs.items():
+                    gene = f"{offer.technique}.{name}"
+                    if offer.phase is not Phase.SHRINK or not knob.strength:
+                        continue
+                    groups = len(self.plan.layout.of_kind(knob.per)) if knob.per else 1
+                    after = _stronger(knob, genome.get(gene, 0.0), kept, groups)
+                    if after is None:
+                        continue
+                    each[gene] = after
+                    if _strength(knob, genome.get(gene, 0.0)) >= _LEAST:
+                        together[gene] = after
+            singly = [{**genome, gene: after} for gene, after in each.items()]
+            found += [one for one in (together, *singly) if one != genome and one not in found]
+        return found
+
     @property
     def shrinks(self) -> bool:
         """Whether any technique on offer makes the model smaller."""
@@ -231,6 +258,29 @@ def _optional(offer: Offer) -> bool:
 def _seldom(knob: Knob) -> bool:
     """A strength, or a part of the groups, without known-good values: most candidates go without it."""
     return (knob.strength or knob.kind == "subset") and not knob.ladder
+
+
+def _within(gene: float) -> float:
+    """The upper half of a gene whose lower half leaves the technique out, as 0 to 1."""
+    return max(2 * gene - 1, 0.0)
+
+
+def _strength(knob: Knob, gene: float) -> float:
+    """What a gene of a strength stands for: a share to remove, or the share of the groups that go."""
+    gene = _within(gene) if _seldom(knob) else gene
+    return gene * knob.high if knob.kind == "subset" else float(str(_value(knob, gene)))
+
+
+def _stronger(knob: Knob, gene: float, kept: float, groups: int) -> float | None:
+    """The gene of a strength one step on, or None where there is none."""
+    now = _strength(knob, gene)
+    after = (round(now * groups) + 1) / max(groups, 1) if knob.kind == "subset" else 1.0 - (1.0 - now) * kept
+    if knob.kind == "subset" and after > knob.high + 1e-9:
+        return None
+    after = min(after, knob.high)
+    moved = _gene(knob, after)
+    moved = (moved + 1) / 2 if _seldom(knob) else moved
+    return moved if moved > gene + 1e-3 else None
 
 
 def _value(knob: Knob, gene: float) -> float | int | str:

@@ -55,6 +55,7 @@ class Search:
         study = self._open(presets)
         duplicates = 0
         while not self._finished() and duplicates < _DUPLICATES:
+            self._climb(study)
             trial = study.ask()
             genome = {name: trial.suggest_float(name, 0.0, 1.0) for name in sorted(self.encoding.space.names)}
             allowance = self._allowance()
@@ -146,6 +147,25 @@ class Search:
         for genome in extras:
             study.enqueue_trial(genome, user_attrs={"extra": True})
         return len(extras)
+
+    def _climb(self, study: optuna.Study) -> None:
+        """Enqueue the next step on from the best, where nothing waits: every second trial, and after each that led on.
+
+        The presets end where most models do; one that bears more is followed until it does not.
+        """
+        trials = study.get_trials(deepcopy=False)
+        best = self._best()
+        if best is None or any(trial.state == TrialState.WAITING for trial in trials):
+            return
+        ours = [trial for trial in trials if "outcome" in trial.user_attrs]
+        plain = files.plain(best.strategy)
+        start = next((trial for trial in ours if trial.user_attrs["strategy"] == plain), None)
+        if start is None or ("step" in ours[-1].user_attrs and ours[-1].number != start.number):
+            return
+        steps = self.encoding.further(start.params)
+        tried = sum(trial.user_attrs.get("step") == start.number for trial in trials)
+        if tried < len(steps):
+            study.enqueue_trial(steps[tried], user_attrs={"step": start.number})
 
     def _remember(self, outcome: Outcome, told: float | None) -> None:
         self.outcomes.append(outcome)

@@ -80,7 +80,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
-    ratios = Knob.real(0.0, 0.95, per="channels", ladder=(0.5, 0.75, 0.87, 0.92), strength=True)
+    ratios = Knob.real(0.0, 0.98, per="channels", ladder=(0.5, 0.75, 0.87, 0.92), strength=True)
     if all(not spec.dtype.startswith(("float", "bfloat")) for spec in layout.signature.outputs):
         return {"ratios": ratios}  # no gradient passes
     return {

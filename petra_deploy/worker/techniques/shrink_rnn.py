@@ -68,7 +68,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
-    return {"ratios": Knob.real(0.0, 0.95, per="units", ladder=(0.5, 0.75, 0.82, 0.88), strength=True)}
+    return {"ratios": Knob.real(0.0, 0.98, per="units", ladder=(0.5, 0.75, 0.82, 0.88), strength=True)}
 
 
 def fixed(layout: Layout, target: Target) -> dict[str, object]:

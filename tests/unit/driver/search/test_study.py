@@ -171,3 +171,24 @@ def test_what_presets_leave_out_is_tried_once_on_the_best_of_them():
 def test_a_few_trials_leave_no_room_for_that():
     found = techniques(with_seldom(6).run())
     assert all("downscale" not in names for names in found)
+
+
+def test_a_model_that_bears_more_than_the_strongest_preset_is_made_smaller_until_it_does_not():
+    def robust(strategy, left):
+        drop = simulation.evaluate(strategy, plan).score.drop.value / 8
+        ratios = next((s.options["ratios"] for s in strategy.steps if s.technique == "prune"), {"all": 0.0})
+        work = sum((1 - ratio) ** 2 for ratio in ratios.values()) / len(ratios)
+        return simulation.outcome(1 / (work + 0.001), drop, strategy=strategy)
+
+    plan, goal = simulation.plan(), Goal(max_drop=1.0)
+    outcomes = search(trials=12, evaluate=robust).run()
+    presets = choose.best(outcomes[:5], goal, simulation.SIZE).measurement.speedup.value
+    assert choose.best(outcomes, goal, simulation.SIZE).measurement.speedup.value > 3 * presets
+
+
+def test_a_step_is_taken_once_from_each_best(tmp_path):
+    search(tmp_path, trials=30).run()
+    study = optuna.load_study(study_name="petra", storage=f"sqlite:///{tmp_path}/study.db")
+    steps = [json.dumps([t.user_attrs["step"], t.params]) for t in study.trials if "step" in t.user_attrs]
+    assert len(steps) >= 3
+    assert len(set(steps)) == len(steps)
