@@ -77,7 +77,8 @@ class CostModel:
         return full * remaining_share(strategy, self.plan) * self._correction()
 
     def seconds(self, strategy: Strategy) -> float:
-        return self.fixed_seconds() + epochs_of(strategy) * self.epoch_seconds(strategy)
+        """Of several trainings the last counts: the module after those before it is in the store."""
+        return self.fixed_seconds() + ([0.0, *trainings(strategy)])[-1] * self.epoch_seconds(strategy)
 
     def fixed_seconds(self) -> float:
         recent = sorted(self._fixed[-7:])
@@ -85,13 +86,12 @@ class CostModel:
 
     def learn(self, outcome: Outcome) -> None:
         """Take in what a finished trial took."""
-        epochs = epochs_of(outcome.strategy)
         if not outcome.ok:
             return
         trained = _trained_seconds(outcome)
         self._fixed.append(outcome.seconds - trained)
-        expected = epochs * self.epoch_seconds(outcome.strategy) / self._correction()
-        if epochs and expected > 0 and trained > 0.5:
+        expected = epochs_of(outcome.strategy) * self.epoch_seconds(outcome.strategy) / self._correction()
+        if len(trainings(outcome.strategy)) == 1 and expected > 0 and trained > 0.5:
             self._ratios.append(trained / expected)
 
     def _correction(self) -> float:
@@ -100,7 +100,12 @@ class CostModel:
 
 
 def epochs_of(strategy: Strategy) -> float:
-    return sum(float(str(step.options.get("epochs", 0))) for step in strategy.steps)
+    return sum(trainings(strategy))
+
+
+def trainings(strategy: Strategy) -> list[float]:
+    """The epochs of each training in it."""
+    return [float(str(step.options["epochs"])) for step in strategy.steps if "epochs" in step.options]
 
 
 def _trained_seconds(outcome: Outcome) -> float:
@@ -109,5 +114,5 @@ def _trained_seconds(outcome: Outcome) -> float:
     seconds = facts.get("seconds")
     if not isinstance(seconds, dict):
         return 0.0
-    trained = float(seconds.get("recover", 0.0))
+    trained = sum(float(taken) for name, taken in seconds.items() if name.split()[0] == "recover")
     return trained if trained <= outcome.seconds else 0.0

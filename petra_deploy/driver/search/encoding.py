@@ -61,12 +61,14 @@ class Encoding:
         return tuple(sorted(found, key=lambda o: (o.order, o.acts_on != "module", o.technique)))
 
     def decode(
-        self, genome: Genome, *, allowance: float, epochs: float | None = None, broken: Collection[str] = ()
-    ) -> Strategy:
+        self, genome: Genome, *, allowance: float, epochs: float | None = None, again: Sequence[float] = (),
+        broken: Collection[str] = (),
+    ) -> Strategy:  # fmt: skip
         """The strategy a genome stands for; `allowance` is a trial's fair share of training, seconds.
 
-        `epochs`, where given, stands for what the allowance would buy; quantizers in `broken` give
-        way to the next. The same genome, allowance and cost model give the same strategy.
+        `epochs`, where given, stands for what the allowance would buy; what was trained is trained `again`, for
+        so many epochs each time; quantizers in `broken` give way to the next. The same genome, allowance and
+        cost model give the same strategy.
         """
         quantizer = self._quantizer(genome.get("quantize", 0.0), broken)
         steps = []
@@ -89,7 +91,7 @@ class Encoding:
             if value != _value(knob, 0.0):  # the backend's own default is not written down
                 runtime[name] = value
         strategy = Strategy(steps=tuple(steps), runtime=runtime, seed=self.seed)
-        return self._with_epochs(strategy, genome, allowance, epochs)
+        return self._with_epochs(strategy, genome, allowance, epochs, again)
 
     def _quantizer(self, gene: float, broken: Collection[str] = ()) -> str | None:
         names = [None, *(offer.technique for offer in self._quantizers())]
@@ -127,8 +129,10 @@ class Encoding:
                 options[name] = _value(knob, gene)
         return options
 
-    def _with_epochs(self, strategy: Strategy, genome: Genome, allowance: float, given: float | None) -> Strategy:
-        """Turn the epochs gene into as many epochs as its share of the trial's time buys."""
+    def _with_epochs(
+        self, strategy: Strategy, genome: Genome, allowance: float, given: float | None, again: Sequence[float]
+    ) -> Strategy:
+        """Turn the epochs gene into as many epochs as its share of the trial's time buys; add further trainings."""
         steps = []
         for step in strategy.steps:
             offer = self.plan.offer(step.technique)
@@ -141,7 +145,9 @@ class Encoding:
                 epochs = epochs if given is None else given
                 rounded = round(epochs) if epochs >= 2 else round(epochs, 1)  # the same type, so the same key
                 step = replace(step, options={**step.options, "epochs": rounded})
-            steps.append(step)
+                steps += [step, *(_gently(step, more) for more in again)]
+            else:
+                steps.append(step)
         return replace(strategy, steps=tuple(steps))
 
     def presets(self) -> list[dict[str, float]]:
@@ -234,13 +240,6 @@ class Encoding:
         names = {offer.technique for offer in self.plan.offers if offer.phase is Phase.SHRINK}
         return any(step.technique in names for step in strategy.steps)
 
-    def longer(self, genome: Genome) -> list[dict[str, float]]:
-        """The same shape, trained longer; nothing where it already has the longest training."""
-        genes = [f"{o.technique}.epochs" for o in self.plan.offers if "epochs" in o.knobs]
-        if not genes or all(genome.get(gene, 0.5) > 0.95 for gene in genes):
-            return []
-        return [{**genome, **{gene: min(genome.get(gene, 0.5) + 0.4, 1.0) for gene in genes}}]
-
     def wanted_seconds(self) -> float:
         """Training time that a trial would do well with: fifteen epochs of the strongest preset."""
         if not any("epochs" in offer.knobs for offer in self.plan.offers):
@@ -258,6 +257,14 @@ def _optional(offer: Offer) -> bool:
 def _seldom(knob: Knob) -> bool:
     """A strength, or a part of the groups, without known-good values: most candidates go without it."""
     return (knob.strength or knob.kind == "subset") and not knob.ladder
+
+
+def _gently(step: Step, epochs: float) -> Step:
+    """A further training of what the step trained, at half of its rate."""
+    options = {**step.options, "epochs": epochs}
+    if "lr" in options:
+        options["lr"] = float(f"{float(str(options['lr'])) / 2:.4g}")
+    return replace(step, options=options)
 
 
 def _within(gene: float) -> float:

@@ -22,12 +22,14 @@ from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.outcome import Goal, Outcome
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.search import choose, proposals, stopping
-from petra_deploy.driver.search.cost_model import epochs_of
+from petra_deploy.driver.search.cost_model import epochs_of, trainings
 from petra_deploy.driver.search.encoding import Encoding
 
 Evaluate = Callable[[Strategy, float], Outcome]  # (strategy, seconds it may take)
 _EPOCHS = 3.0
 _ASKED = 4.0  # where a number of trials was asked for, each may have this much less training than it would do well with
+_ON = 0.25  # of the time left, the most for training on what was trained
+_ASKED_WITH = ("epochs", "again", "worth", "extra", "step")  # attributes of a trial that was enqueued
 _DUPLICATES = 25  # asks in a row that decode to known strategies before the space counts as used up
 
 
@@ -63,6 +65,7 @@ class Search:
                 genome,
                 allowance=allowance,
                 epochs=trial.user_attrs.get("epochs"),
+                again=trial.user_attrs.get("again", ()),
                 broken=stopping.broken(self.outcomes, self.encoding.quantizers(), self._gain),
             )
             identity = files.canonical(strategy)
@@ -100,7 +103,8 @@ class Search:
             if trial.state == TrialState.RUNNING:
                 study.tell(trial.number, state=TrialState.FAIL)
                 if trial.params:
-                    study.enqueue_trial(trial.params, user_attrs={"epochs": trial.user_attrs.get("epochs")})
+                    asked = {name: value for name, value in trial.user_attrs.items() if name in _ASKED_WITH}
+                    study.enqueue_trial(trial.params, user_attrs=asked)
             elif "outcome" in trial.user_attrs:
                 outcome = files.decode(json.loads(trial.user_attrs["outcome"]), Outcome, f"trial {trial.number}")
                 self._remember(outcome, trial.value)
@@ -128,7 +132,8 @@ class Search:
         waiting += self._try_extras(study, waiting)
         for proposal in proposals.after(outcome, genome, before, self.goal, self._bytes, self.encoding):
             if self.trials is None or len(self.outcomes) + waiting < self.trials:
-                study.enqueue_trial(proposal.genome, user_attrs={"epochs": proposal.epochs, "worth": proposal.worth})
+                asked = {"epochs": proposal.epochs, "again": list(proposal.again), "worth": proposal.worth}
+                study.enqueue_trial(proposal.genome, user_attrs=asked)
                 waiting += 1
 
     def _try_extras(self, study: optuna.Study, waiting: int) -> int:
@@ -207,8 +212,11 @@ class Search:
         learns slowly, so where stronger presets get three epochs in the same time, those that do
         not are passed over. A variant of what has long been beaten is not asked either.
         """
-        if self.encoding.cost.seconds(strategy) > max(self._left(), 0.0):
+        share = self.encoding.cost.seconds(strategy) / max(self._left(), 1e-6)
+        if share > 1.0:
             return "it would not fit into the time left"
+        if len(trainings(strategy)) > 1 and share > _ON:
+            return "training on would take too much of the time left"
         best = self._best()
         if worth and best is not None and worth < 0.6 * choose.gain(best, self.goal, self._bytes):
             return "what it is a variant of has been beaten"

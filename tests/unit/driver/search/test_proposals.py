@@ -1,0 +1,50 @@
+from petra_deploy.core.outcome import Goal
+from petra_deploy.core.strategy import Step, Strategy
+from petra_deploy.driver.search import proposals
+from petra_deploy.driver.search.cost_model import trainings
+from tests.unit.driver.search import simulation
+
+GOAL = Goal(max_drop=1.0)
+
+
+def proposed(drop, speedup=20.0, again=(), best=None):
+    encoding = simulation.encoding()
+    genome = encoding.presets()[3]
+    strategy = encoding.decode(genome, allowance=10, epochs=8, again=again)
+    outcome = simulation.outcome(speedup, drop, strategy=strategy)
+    found = proposals.after(outcome, genome, best, GOAL, simulation.SIZE, encoding)
+    return [encoding.decode(p.genome, allowance=10, epochs=p.epochs, again=p.again) for p in found]
+
+
+def names(strategy: Strategy) -> list[str]:
+    return [step.technique for step in strategy.steps]
+
+
+def training(strategy: Strategy) -> list[Step]:
+    return [step for step in strategy.steps if step.technique == "recover"]
+
+
+def test_one_within_the_limit_is_tried_in_other_precisions_with_the_same_training():
+    found = proposed(0.3)
+    assert [names(strategy)[-1] for strategy in found] == ["recover", "quantize_ort"]
+    assert all(trainings(strategy) == [8] for strategy in found)
+
+
+def test_a_fast_one_that_is_a_little_too_lossy_is_trained_on_at_half_the_rate():
+    (found,) = proposed(2.0)
+    first, second = training(found)
+    assert names(found)[:-1] == ["drop_blocks", "prune", "recover", "recover"]
+    assert trainings(found) == [8, 8]
+    assert second.options["lr"] == first.options["lr"] / 2
+    (again,) = proposed(2.0, again=(8,))
+    assert trainings(again) == [8, 8, 16]
+
+
+def test_what_is_far_too_lossy_or_slower_than_the_best_is_not_trained_on():
+    assert proposed(3.6) == []
+    assert proposed(2.0, best=simulation.outcome(25.0, 0.1)) == []
+    assert proposed(1.9, again=(8, 16)) == []
+
+
+def test_the_other_precisions_of_one_that_was_trained_on_keep_both_trainings():
+    assert all(trainings(strategy) == [8, 8] for strategy in proposed(0.3, again=(8,)))
