@@ -240,6 +240,16 @@ class Encoding:
         names = {offer.technique for offer in self.plan.offers if offer.phase is Phase.SHRINK}
         return any(step.technique in names for step in strategy.steps)
 
+    def trained_otherwise(self, genome: Genome) -> list[dict[str, float]]:
+        """The same shape and length of training, its other settings (not the rate) turned one by one."""
+        found = []
+        for offer in self.plan.offers:
+            for name, knob in offer.knobs.items():
+                if offer.phase is Phase.RECOVER and knob.kind in ("integer", "choice") and name != "epochs":
+                    gene = f"{offer.technique}.{name}"
+                    found.append({**genome, gene: 0.0 if genome.get(gene, 0.0) > 0.5 else 1.0})
+        return found
+
     def wanted_seconds(self) -> float:
         """Training time that a trial would do well with: fifteen epochs of the strongest preset."""
         if not any("epochs" in offer.knobs for offer in self.plan.offers):

@@ -2,7 +2,7 @@
 
 A shape that was just trained is in the store, so trying it in another precision costs seconds; and
 a candidate that is faster than the best but a little too lossy often only wants more training, which goes on from
-where it ended.
+where it ended, or another.
 """
 
 from collections.abc import Sequence
@@ -49,5 +49,6 @@ def after(
         return [Proposal(other, epochs, again, worth) for other in encoding.neighbours(genome)]
     excess = choose.upper_drop(outcome, 0.0) - goal.max_drop
     if epochs and worth > record and len(again) < _AGAIN and excess <= _CLOSE / (1 + len(again)):
-        return [Proposal(genome, epochs, (*again, sum(trained)), worth)]
+        others = [] if again else [Proposal(other, epochs, worth=worth) for other in encoding.trained_otherwise(genome)]
+        return [Proposal(genome, epochs, (*again, sum(trained)), worth), *others]
     return []

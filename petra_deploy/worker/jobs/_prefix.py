@@ -93,6 +93,23 @@ def teacher_outputs(job: Transform, context: Context) -> Sequence[np.ndarray]:
     return _outputs(context.store.path(entry))
 
 
+def kept(job: Transform, context: Context, name: str, make: Callable[[], Sequence[np.ndarray]]) -> Sequence[np.ndarray]:
+    """What `make` gives for this model and its training rows, read from the store where it was made before."""
+    workload = job.workload
+    train = workload.train.key if workload.train else None
+    filed = context.store.answer(_hash(["kept", name, workload.model, train, job.device, sources(), versions()]))
+    if filed.exists() and (entry := json.loads(filed.read_text())["entry"]) in context.store:
+        return _outputs(context.store.path(entry))
+
+    def write(folder: Path) -> None:
+        for index, array in enumerate(make()):
+            np.save(folder / f"{index}.npy", array, allow_pickle=False)
+
+    entry = context.store.add(write)
+    files.write_json(filed, {"entry": entry})
+    return _outputs(context.store.path(entry))
+
+
 def _write_outputs(folder: Path, model: torch.nn.Module, train: Samples, names: Sequence[str], size: int) -> None:
     arrays: list[np.ndarray] = []
     start = 0

@@ -213,4 +213,5 @@ def _tools(work: Work, name: str) -> Tools:
         log=work.context.log,
         device=resolve(job.device),
         epochs_share=job.fidelity.epochs,
+        kept=lambda name, make: _prefix.kept(job, work.context, name, make),
     )

@@ -33,10 +33,12 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
 
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
-    return {
+    knobs = {
         "epochs": Knob.integer(1, 200, log=True, ladder=(5, 10, 20, 40)),
         "lr": Knob.real(1e-4, 1e-2, log=True, ladder=(2e-3, 3e-3, 5e-3, 6e-3)),
     }
+    floating = all(spec.dtype.startswith(("float", "bfloat")) for spec in layout.signature.inputs)
+    return {**knobs, "augment": Knob.integer(0, 2)} if floating else knobs
 
 
 def apply(model: torch.nn.Module, options: Options, tools: Tools) -> Applied:

@@ -25,7 +25,7 @@ from petra_deploy.worker.training.balance import Balance
 from petra_deploy.worker.training.held_out import apart
 from petra_deploy.worker.training.loop import Course, Material, fit
 from petra_deploy.worker.training.losses import OutputDistance, Weights, distance_for
-from petra_deploy.worker.training.mixing import mixed
+from petra_deploy.worker.training.mixing import answers, mixed
 from petra_deploy.worker.training.objective import Objective, Regularizer
 from petra_deploy.worker.training.relations import Relations, shared
 from petra_deploy.worker.training.samples import Rows, batch_size
@@ -80,19 +80,17 @@ def train(model: nn.Module, recipe: Recipe, tools: Tools, *, only: Sequence[str]
         raise Problem("unsupported", "recovery training needs training rows, and there are none",
                       "give --data with at least a few hundred rows, or leave the step out")  # fmt: skip
     start = time.monotonic()
-    answers = tools.teacher_outputs()
+    taught = tools.teacher_outputs()
     facts: dict[str, object] = {}
     try:
-        rows = Rows.of(tools.train, [spec.name for spec in tools.signature.inputs], answers)
-        distance = distance_for(answers, tools.train.target, tools.metric,
+        rows = Rows.of(tools.train, [spec.name for spec in tools.signature.inputs], taught)
+        distance = distance_for(taught, tools.train.target, tools.metric,
                                 Weights(recipe.distil, recipe.labels, recipe.temperature))  # fmt: skip
         size = batch_size(tools.signature, recipe.batch_size or fitting(len(rows)))
         learned, held = _apart(rows, size, recipe, tools)
         more = None
         if recipe.augment:
-            more = mixed(
-                learned, tools.teacher(), copies=recipe.augment, size=size, seed=tools.seed, device=tools.device
-            )
+            more = _mixtures(learned, recipe, size, tools)
             facts["mixed_rows"] = len(more)
     except ValueError as error:
         raise Problem("unsupported", f"recovery training: {error}") from error
@@ -131,6 +129,17 @@ def fitting(rows: int) -> int:
     in half of the epochs that they need in thirty-twos, and an epoch takes as long.
     """
     return min(max(16, 1 << int(math.log2(max(rows / 64, 1)))), 128)
+
+
+def _mixtures(rows: Rows, recipe: Recipe, size: int, tools: Tools) -> Rows:
+    """Mixtures of `rows`. They are the same for all candidates, so the original answers them once a run."""
+    name = f"mixtures: {recipe.augment} copies of {len(rows)} rows, seed {tools.seed}"
+    return mixed(
+        rows,
+        lambda inputs: tools.kept(name, lambda: answers(tools.teacher(), inputs, size=size, device=tools.device)),
+        copies=recipe.augment,
+        seed=tools.seed,
+    )
 
 
 def _apart(rows: Rows, size: int, recipe: Recipe, tools: Tools) -> tuple[Rows, Rows | None]:

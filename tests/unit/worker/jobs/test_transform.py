@@ -21,6 +21,7 @@ from petra_deploy.core.strategy import Fidelity, Step, Strategy
 from petra_deploy.core.workload import Workload
 from petra_deploy.testing.inline import Inline
 from petra_deploy.worker.model import adapter
+from petra_deploy.worker.training import recovery
 from tests.models import CASES
 from tests.unit.worker.techniques.graphs import exported
 
@@ -107,6 +108,28 @@ def test_strategies_that_share_their_first_steps_train_once(run: Inline, workloa
     assert "recover" not in again.facts["seconds"]  # type: ignore[operator]
     assert again.facts["recover"] == first.facts["recover"]
     assert run.must(Transform(workload=workload, strategy=Strategy(steps=(RECOVER,)))).key == first.key
+
+
+def test_a_second_training_goes_on_from_the_first(run: Inline, workload: Workload) -> None:
+    first = run.must(Transform(workload=workload, strategy=Strategy(steps=(RECOVER,))))
+    more = dataclasses.replace(RECOVER, options={**RECOVER.options, "lr": 1e-4})
+    both = run.must(Transform(workload=workload, strategy=Strategy(steps=(RECOVER, more))))
+    assert "starts from 1 kept step" in run.lines
+    assert both.facts["recover"] == first.facts["recover"]
+    assert both.facts["recover 2"]["steps"] > 0  # type: ignore[index]
+    assert both.key != first.key
+
+
+def test_the_originals_answers_to_mixtures_are_shared(
+    run: Inline, workload: Workload, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_mixtures(lr: float) -> Transform:
+        step = dataclasses.replace(RECOVER, options={"epochs": 1, "lr": lr, "augment": 1})
+        return Transform(workload=workload, strategy=Strategy(steps=(step,)))
+
+    run.must(with_mixtures(1e-3))
+    monkeypatch.setattr(recovery, "answers", lambda *_, **__: pytest.fail("asked again"))
+    assert run.must(with_mixtures(2e-3)).facts["recover"]["mixed_rows"] > 0  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

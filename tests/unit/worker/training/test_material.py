@@ -1,6 +1,7 @@
 """What shapes a training beside its loss: averages, held-out rows, mixtures, memory layout."""
 
 import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from petra_deploy.core.samples import Samples
 from petra_deploy.worker.training.average import Average
 from petra_deploy.worker.training.held_out import Held, Rounds, apart
 from petra_deploy.worker.training.memory import channels_last
-from petra_deploy.worker.training.mixing import mixed
+from petra_deploy.worker.training.mixing import answers, mixed
 from petra_deploy.worker.training.recovery import Recipe, recovered
 from petra_deploy.worker.training.samples import Rows
 from tests.models import CASES
@@ -107,7 +108,7 @@ def test_mixtures_lie_between_two_rows_and_the_original_answers_them() -> None:
     case = CASES["two_inputs"]()
     inputs = tuple(t.numpy() for t in case.tensors(10))
     rows = Rows(inputs, tuple(t.detach().numpy() for t in case.adapter()(*case.tensors(10))), np.arange(10))
-    more = mixed(rows, case.adapter(), copies=3, size=4, seed=0)
+    more = mixed(rows, lambda mixtures: answers(case.adapter(), mixtures, size=4), copies=3, seed=0)
     assert len(more) == 30
     assert more.target is None
     for index in range(30):
@@ -120,8 +121,8 @@ def test_mixtures_lie_between_two_rows_and_the_original_answers_them() -> None:
                 fits.append(-0.01 <= share <= 1.01 and np.allclose(other, more.inputs[0][index], atol=1e-4))
         assert any(fits)
     with torch.no_grad():
-        answers = case.adapter()(*map(torch.from_numpy, more.inputs))
-    assert np.allclose(more.teacher[0], answers[0].numpy(), atol=1e-5)
+        whole = case.adapter()(*map(torch.from_numpy, more.inputs))
+    assert np.allclose(more.teacher[0], whole[0].numpy(), atol=1e-5)
 
 
 def test_mixtures_train_and_whole_numbers_cannot_be_mixed(tmp_path: Path) -> None:
@@ -132,6 +133,24 @@ def test_mixtures_train_and_whole_numbers_cannot_be_mixed(tmp_path: Path) -> Non
     with pytest.raises(Problem, match="cannot be mixed") as caught:
         recovered(text.adapter(), Recipe(augment=2), text.tools(tmp_path))
     assert caught.value.kind == "unsupported"
+
+
+def test_the_original_answers_mixtures_once_for_all_candidates(tmp_path: Path) -> None:
+    case = CASES["mlp"]()
+    made: dict[str, Sequence[np.ndarray]] = {}
+    asked: list[str] = []
+
+    def kept(name: str, make: Callable[[], Sequence[np.ndarray]]) -> Sequence[np.ndarray]:
+        asked.append(name)
+        if name not in made:
+            made[name] = make()
+        return made[name]
+
+    tools = case.tools(tmp_path, rows=16, kept=kept)
+    for _ in range(2):
+        recovered(case.adapter(), Recipe(epochs=1, augment=2), tools)
+    assert len(asked) == 2
+    assert len(made) == 1
 
 
 class Viewed(nn.Module):
