@@ -194,6 +194,7 @@ class Score(Data):
     baseline: float | None = None  # of the reference outputs on the same rows
     drop: Figure | None = None  # points, more is worse; None for the baseline itself
     drop_error: float = 0.0  # standard error of the drop, points
+    divergence: float | None = None  # from the reference outputs on the same rows (core/divergence.py); 0: none
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Which candidates are good enough, and which of them are finalists.
 
 A drop measured on a few hundred rows is noisy, and the best of many noisy candidates looks better
-than it is. So feasibility is judged by the drop plus a margin of its own standard error, and the
+than it is. So the drops of all candidates are read together (`drops.py`), feasibility is judged by the estimate plus a
+margin of its own standard error, and the
 finalists are taken at growing margins: the fastest that is probably within the limit, the fastest
 that is very probably, and the safest. The test split then decides, in that order.
 """
@@ -13,8 +14,10 @@ from dataclasses import replace
 from petra_deploy.core import files
 from petra_deploy.core.drop import resolution as smallest_drop
 from petra_deploy.core.outcome import Figure, Front, Goal, Measurement, Outcome
+from petra_deploy.driver.search.drops import Drops
 
 _SHOWN = 5  # of the front, beside the finalists
+ALONE = Drops()
 MARGINS = (1.0, 2.0, 3.0)  # standard errors
 
 
@@ -50,11 +53,10 @@ def judged_by(goal: Goal, batches: Sequence[int]) -> tuple[int, ...]:
     return (batches[-1 if goal.objective == "throughput" else 0],)
 
 
-def upper_drop(outcome: Outcome, margin: float) -> float:
-    """The drop in points, plus `margin` of its standard errors; infinite where there is none."""
-    if outcome.score is None or outcome.score.drop is None:
-        return math.inf
-    return outcome.score.drop.known() + margin * outcome.score.drop_error
+def upper_drop(outcome: Outcome, margin: float, drops: Drops = ALONE) -> float:
+    """The estimated drop in points, plus `margin` of its standard errors; infinite where there is none."""
+    mean, error = drops.estimate(outcome)
+    return mean + margin * error
 
 
 def test_drop(outcome: Outcome) -> float:
@@ -62,36 +64,38 @@ def test_drop(outcome: Outcome) -> float:
     return outcome.test.drop.known() if outcome.test and outcome.test.drop else math.inf
 
 
-def feasible(outcome: Outcome, goal: Goal, margin: float = MARGINS[0]) -> bool:
-    return outcome.ok and upper_drop(outcome, margin) <= goal.max_drop
+def feasible(outcome: Outcome, goal: Goal, drops: Drops = ALONE) -> bool:
+    return outcome.ok and upper_drop(outcome, MARGINS[0], drops) <= goal.max_drop
 
 
-def value(outcome: Outcome, goal: Goal, baseline_bytes: int) -> float:
+def value(outcome: Outcome, goal: Goal, baseline_bytes: int, drops: Drops = ALONE) -> float:
     """What the sampler minimises: log of the share of the baseline's cost, plus the excess of the drop."""
-    excess = max(0.0, upper_drop(outcome, MARGINS[0]) - goal.max_drop) / max(goal.max_drop, 0.25)
+    excess = max(0.0, upper_drop(outcome, MARGINS[0], drops) - goal.max_drop) / max(goal.max_drop, 0.25)
     return -math.log(max(gain(outcome, goal, baseline_bytes), 1e-6)) + 1.5 * math.sqrt(min(excess, 10.0))
 
 
 def best(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> Outcome | None:
     """The fastest that is probably within the limit and better than the baseline, or None."""
-    good = [o for o in outcomes if feasible(o, goal) and gain(o, goal, baseline_bytes) > 1.0]
+    drops = Drops(outcomes)
+    good = [o for o in outcomes if feasible(o, goal, drops) and gain(o, goal, baseline_bytes) > 1.0]
     return max(good, key=lambda o: gain(o, goal, baseline_bytes), default=None)
 
 
 def finalists(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> tuple[Outcome, ...]:
     """At most three: the fastest at each margin, and the one most surely within the limit."""
+    drops = Drops(outcomes)
     better = [o for o in outcomes if o.ok and gain(o, goal, baseline_bytes) > 1.0]
     chosen: list[Outcome] = []
     for margin in MARGINS:
-        fit = [o for o in better if upper_drop(o, margin) <= goal.max_drop and o not in chosen]
+        fit = [o for o in better if upper_drop(o, margin, drops) <= goal.max_drop and o not in chosen]
         if fit:
             chosen.append(max(fit, key=lambda o: gain(o, goal, baseline_bytes)))
-    rest = [o for o in better if o not in chosen and upper_drop(o, 0.0) <= goal.max_drop]
+    rest = [o for o in better if o not in chosen and upper_drop(o, 0.0, drops) <= goal.max_drop]
     if len(chosen) < 3 and rest:
-        chosen.append(min(rest, key=lambda o: upper_drop(o, 2.0)))
+        chosen.append(min(rest, key=lambda o: upper_drop(o, 2.0, drops)))
     done = [o for o in outcomes if o.ok]
     if not chosen and better:
-        chosen.append(min(better, key=lambda o: upper_drop(o, 0.0)))
+        chosen.append(min(better, key=lambda o: upper_drop(o, 0.0, drops)))
     elif not chosen and done:  # nothing is better than the baseline: the nearest is judged, to say how near
         chosen.append(max(done, key=lambda o: gain(o, goal, baseline_bytes)))
     return tuple(sorted(chosen[:3], key=lambda o: -gain(o, goal, baseline_bytes)))
@@ -115,12 +119,13 @@ def with_front(front: Front, outcomes: Sequence[Outcome], goal: Goal, baseline_b
 
 def pareto(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> tuple[Outcome, ...]:
     """The outcomes that no other beats in both gain and drop, fastest first."""
+    drops = Drops(outcomes)
     done = [o for o in outcomes if o.ok and o.score is not None and o.score.drop is not None]
     front: list[Outcome] = []
     least = math.inf
-    for outcome in sorted(done, key=lambda o: (-gain(o, goal, baseline_bytes), upper_drop(o, 0.0))):
-        if upper_drop(outcome, 0.0) < least:
-            least = upper_drop(outcome, 0.0)
+    for outcome in sorted(done, key=lambda o: (-gain(o, goal, baseline_bytes), upper_drop(o, 0.0, drops))):
+        if upper_drop(outcome, 0.0, drops) < least:
+            least = upper_drop(outcome, 0.0, drops)
             front.append(outcome)
     return tuple(front)
 

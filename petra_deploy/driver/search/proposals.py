@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from petra_deploy.core.outcome import Goal, Outcome
 from petra_deploy.driver.search import choose
 from petra_deploy.driver.search.cost_model import trainings
+from petra_deploy.driver.search.drops import Drops
 from petra_deploy.driver.search.encoding import Encoding
 
 _FINAL = ("timeout", "memory", "diverged")  # another precision would not help
@@ -33,6 +34,7 @@ def after(
     goal: Goal,
     baseline_bytes: int,
     encoding: Encoding,
+    drops: Drops,
 ) -> list[Proposal]:
     """What to enqueue; nothing where the outcome teaches nothing of the kind."""
     trained = trainings(outcome.strategy)
@@ -43,11 +45,11 @@ def after(
         return []  # quantization alone is the first rung; what shrinks is tried before its variants
     record = choose.gain(best_before, goal, baseline_bytes) if best_before else 1.0
     worth = choose.gain(outcome, goal, baseline_bytes)
-    if choose.feasible(outcome, goal):
+    if choose.feasible(outcome, goal, drops):
         if worth <= record * 0.7:
             return []
         return [Proposal(other, epochs, again, worth) for other in encoding.neighbours(genome)]
-    excess = choose.upper_drop(outcome, 0.0) - goal.max_drop
+    excess = choose.upper_drop(outcome, 0.0, drops) - goal.max_drop
     if epochs and worth > record and len(again) < _AGAIN and excess <= _CLOSE / (1 + len(again)):
         others = [] if again else [Proposal(other, epochs, worth=worth) for other in encoding.trained_otherwise(genome)]
         return [Proposal(genome, epochs, (*again, sum(trained)), worth), *others]

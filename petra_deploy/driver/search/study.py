@@ -23,6 +23,7 @@ from petra_deploy.core.outcome import Goal, Outcome
 from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.search import choose, proposals, stopping
 from petra_deploy.driver.search.cost_model import epochs_of, trainings
+from petra_deploy.driver.search.drops import Drops
 from petra_deploy.driver.search.encoding import Encoding
 
 Evaluate = Callable[[Strategy, float], Outcome]  # (strategy, seconds it may take)
@@ -115,11 +116,11 @@ class Search:
 
     def _tell(self, study: optuna.Study, trial: optuna.Trial, genome: dict[str, float], outcome: Outcome) -> None:
         """Make the result durable, then learn from it."""
-        before = self._best()
+        before, drops = self._best(), Drops([*self.outcomes, outcome])
         trial.set_user_attr("outcome", files.dumps(outcome, indent=None))
         if outcome.ok:
-            told = choose.value(outcome, self.goal, self._bytes)
-            trial.set_constraint("drop", choose.upper_drop(outcome, choose.MARGINS[0]) - self.goal.max_drop)
+            told = choose.value(outcome, self.goal, self._bytes, drops)
+            trial.set_constraint("drop", choose.upper_drop(outcome, choose.MARGINS[0], drops) - self.goal.max_drop)
             study.tell(trial, told)
         else:
             told = None
@@ -130,7 +131,7 @@ class Search:
             raise NotMet(f"the search ended early: {reason}", "the logs of the trials are in the run folder")
         waiting = sum(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False))
         waiting += self._try_extras(study, waiting)
-        for proposal in proposals.after(outcome, genome, before, self.goal, self._bytes, self.encoding):
+        for proposal in proposals.after(outcome, genome, before, self.goal, self._bytes, self.encoding, drops):
             if self.trials is None or len(self.outcomes) + waiting < self.trials:
                 asked = {"epochs": proposal.epochs, "again": list(proposal.again), "worth": proposal.worth}
                 study.enqueue_trial(proposal.genome, user_attrs=asked)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petra_deploy.core import machine, metrics, registry
+from petra_deploy.core.divergence import divergence
 from petra_deploy.core.drop import paired_drop
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.extension import Backend
@@ -45,11 +46,12 @@ def run(job: Scored, context: Context) -> Score:
             return score
         drop, drop_error = paired_drop(job.metric, simple(reference), simple(outputs), targets)
         baseline = metrics.evaluate(job.metric, simple(reference), targets)
+        apart = divergence(job.metric, simple(reference), simple(outputs), targets)
     except (Problem, MemoryError, OSError):
         raise
     except Exception as error:
         raise Problem("input", _told(job.metric.name, error)) from error
-    return replace(score, baseline=baseline, drop=drop, drop_error=drop_error)
+    return replace(score, baseline=baseline, drop=drop, drop_error=drop_error, divergence=apart)
 
 
 def infer(job: Scored | Infer, samples: Samples, context: Context) -> Arrays:

@@ -2,6 +2,7 @@ from petra_deploy.core.outcome import Goal
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.search import proposals
 from petra_deploy.driver.search.cost_model import trainings
+from petra_deploy.driver.search.drops import Drops
 from tests.unit.driver.search import simulation
 
 GOAL = Goal(max_drop=1.0)
@@ -12,7 +13,7 @@ def proposed(drop, speedup=20.0, again=(), best=None):
     genome = encoding.presets()[3]
     strategy = encoding.decode(genome, allowance=10, epochs=8, again=again)
     outcome = simulation.outcome(speedup, drop, strategy=strategy)
-    found = proposals.after(outcome, genome, best, GOAL, simulation.SIZE, encoding)
+    found = proposals.after(outcome, genome, best, GOAL, simulation.SIZE, encoding, Drops())
     return [encoding.decode(p.genome, allowance=10, epochs=p.epochs, again=p.again) for p in found]
 
 
