@@ -11,21 +11,20 @@ A strength without a ladder of known-good values belongs to a technique that pay
 the lower half of its gene leaves it out, so that most candidates go without it.
 """
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from petra_deploy.core.extension import Space
-from petra_deploy.core.plan import Group, Knob, Offer, Phase, Plan
+from petra_deploy.core.plan import Offer, Phase, Plan
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.search.cost_model import CostModel
+from petra_deploy.driver.search.genes import gene_of, seldom, share_of, steered, strength_of, stronger, value_of, within
 
 Genome = Mapping[str, float]
 _LEAST = 0.04  # a strength below this does nothing: its step is left out
 _TRIED = 0.75  # the gene at which it is tried once, on the best: half of its range
 _SELDOM = 0.25  # the gene of what presets leave out, in the middle of the half that leaves it out
 _STEPS = (0.6, 0.8)  # what a step on keeps of what was kept: a long one, and a short one
-_STEER = 0.8  # how far sensitivity may move a group from the common level
 _SPREAD = 4.0  # training time runs from 1/_SPREAD to _SPREAD/2 of a trial's fair share
 
 
@@ -87,8 +86,8 @@ class Encoding:
             steps.append(Step(technique=offer.technique, options=options))
         runtime: dict[str, object] = {}
         for name, knob in self.plan.runtime.items():
-            value = _value(knob, genome.get(f"runtime.{name}", 0.0))
-            if value != _value(knob, 0.0):  # the backend's own default is not written down
+            value = value_of(knob, genome.get(f"runtime.{name}", 0.0))
+            if value != value_of(knob, 0.0):  # the backend's own default is not written down
                 runtime[name] = value
         strategy = Strategy(steps=tuple(steps), runtime=runtime, seed=self.seed)
         return self._with_epochs(strategy, genome, allowance, epochs, again)
@@ -108,25 +107,25 @@ class Encoding:
         options: dict[str, object] = dict(offer.fixed)
         for name, knob in offer.knobs.items():
             gene = genome.get(f"{offer.technique}.{name}", 0.0)
-            if _seldom(knob):
-                gene = _within(gene)
+            if seldom(knob):
+                gene = within(gene)
             groups = self.plan.layout.of_kind(knob.per) if knob.per else ()
             if knob.kind == "subset":
-                taken = _taken(groups, gene * knob.high, most_sensitive=knob.most_sensitive)
-                if knob.strength and not taken:
+                chosen = share_of(groups, gene * knob.high, most_sensitive=knob.most_sensitive)
+                if knob.strength and not chosen:
                     return None
-                if taken:
-                    options[name] = taken
+                if chosen:
+                    options[name] = chosen
             elif knob.per:
-                level = _value(knob, gene)
+                level = value_of(knob, gene)
                 if knob.strength and float(str(level)) < _LEAST:
                     return None
                 steer = genome.get(f"{offer.technique}.{name}.steer", 0.5)
-                options[name] = _steered(groups, float(str(level)), steer, knob)
+                options[name] = steered(groups, float(str(level)), steer, knob)
             elif knob.strength and gene < _LEAST:
                 return None
             else:
-                options[name] = _value(knob, gene)
+                options[name] = value_of(knob, gene)
         return options
 
     def _with_epochs(
@@ -171,14 +170,14 @@ class Encoding:
         for offer in self.plan.offers:
             for name, knob in offer.knobs.items():
                 gene = f"{offer.technique}.{name}"
-                if _seldom(knob):
+                if seldom(knob):
                     genome[gene] = _SELDOM
                 elif off and knob.strength:
                     genome[gene] = 0.0
                 elif name == "epochs":
                     genome[gene] = 0.5
                 elif knob.ladder:
-                    genome[gene] = _gene(knob, knob.ladder[round(height * (len(knob.ladder) - 1))])
+                    genome[gene] = gene_of(knob, knob.ladder[round(height * (len(knob.ladder) - 1))])
                 else:
                     genome[gene] = 0.0
                 if knob.per and knob.kind == "real":
@@ -200,9 +199,9 @@ class Encoding:
         """The same with one technique more that presets leave out, each at half of its strength."""
         found = []
         for offer in self.plan.offers:
-            seldom = [name for name, knob in offer.knobs.items() if knob.strength and _seldom(knob)]
-            if seldom and offer.phase is Phase.SHRINK:
-                found.append({**genome, **{f"{offer.technique}.{name}": _TRIED for name in seldom}})
+            left_out = [name for name, knob in offer.knobs.items() if knob.strength and seldom(knob)]
+            if left_out and offer.phase is Phase.SHRINK:
+                found.append({**genome, **{f"{offer.technique}.{name}": _TRIED for name in left_out}})
         return found
 
     def further(self, genome: Genome) -> list[dict[str, float]]:
@@ -221,11 +220,11 @@ class Encoding:
                     if offer.phase is not Phase.SHRINK or not knob.strength:
                         continue
                     groups = len(self.plan.layout.of_kind(knob.per)) if knob.per else 1
-                    after = _stronger(knob, genome.get(gene, 0.0), kept, groups)
+                    after = stronger(knob, genome.get(gene, 0.0), kept, groups)
                     if after is None:
                         continue
                     each[gene] = after
-                    if _strength(knob, genome.get(gene, 0.0)) >= _LEAST:
+                    if strength_of(knob, genome.get(gene, 0.0)) >= _LEAST:
                         together[gene] = after
             singly = [{**genome, gene: after} for gene, after in each.items()]
             found += [one for one in (together, *singly) if one != genome and one not in found]
@@ -264,81 +263,9 @@ def _optional(offer: Offer) -> bool:
     return offer.phase in (Phase.RECOVER, Phase.REWRITE, Phase.FINISH) and not strength and not offer.settled
 
 
-def _seldom(knob: Knob) -> bool:
-    """A strength, or a part of the groups, without known-good values: most candidates go without it."""
-    return (knob.strength or knob.kind == "subset") and not knob.ladder
-
-
 def _gently(step: Step, epochs: float) -> Step:
     """A further training of what the step trained, at half of its rate."""
     options = {**step.options, "epochs": epochs}
     if "lr" in options:
         options["lr"] = float(f"{float(str(options['lr'])) / 2:.4g}")
     return replace(step, options=options)
-
-
-def _within(gene: float) -> float:
-    """The upper half of a gene whose lower half leaves the technique out, as 0 to 1."""
-    return max(2 * gene - 1, 0.0)
-
-
-def _strength(knob: Knob, gene: float) -> float:
-    """What a gene of a strength stands for: a share to remove, or the share of the groups that go."""
-    gene = _within(gene) if _seldom(knob) else gene
-    return gene * knob.high if knob.kind == "subset" else float(str(_value(knob, gene)))
-
-
-def _stronger(knob: Knob, gene: float, kept: float, groups: int) -> float | None:
-    """The gene of a strength one step on, or None where there is none."""
-    now = _strength(knob, gene)
-    after = (round(now * groups) + 1) / max(groups, 1) if knob.kind == "subset" else 1.0 - (1.0 - now) * kept
-    if knob.kind == "subset" and after > knob.high + 1e-9:
-        return None
-    after = min(after, knob.high)
-    moved = _gene(knob, after)
-    moved = (moved + 1) / 2 if _seldom(knob) else moved
-    return moved if moved > gene + 1e-3 else None
-
-
-def _value(knob: Knob, gene: float) -> float | int | str:
-    gene = min(max(gene, 0.0), 1.0)
-    if knob.kind == "choice":
-        return knob.choices[min(int(gene * len(knob.choices)), len(knob.choices) - 1)]
-    if knob.log:
-        value = math.exp(math.log(knob.low) + gene * (math.log(knob.high) - math.log(knob.low)))
-    else:
-        value = knob.low + gene * (knob.high - knob.low)
-    return round(value) if knob.kind == "integer" else float(f"{value:.4g}")
-
-
-def _gene(knob: Knob, value: float) -> float:
-    """The gene that decodes to `value`."""
-    if knob.kind == "subset":
-        return value / knob.high
-    if knob.log:
-        return (math.log(value) - math.log(knob.low)) / (math.log(knob.high) - math.log(knob.low))
-    return (value - knob.low) / (knob.high - knob.low)
-
-
-def _ranks(groups: Sequence[Group]) -> dict[str, float]:
-    """-1 for the least sensitive to +1 for the most; 0 for all where nothing is known."""
-    order = sorted(groups, key=lambda g: (g.sensitivity if g.sensitivity is not None else 0.0, g.name))
-    if len(order) < 2 or all(g.sensitivity is None for g in groups):
-        return {g.name: 0.0 for g in groups}
-    return {g.name: 2 * i / (len(order) - 1) - 1 for i, g in enumerate(order)}
-
-
-def _taken(groups: Sequence[Group], share: float, *, most_sensitive: bool) -> list[str]:
-    """The names of a share of the groups: the least sensitive, or the most."""
-    order = sorted(groups, key=lambda g: (g.sensitivity if g.sensitivity is not None else 0.0, g.name),
-                   reverse=most_sensitive)  # fmt: skip
-    return sorted(g.name for g in order[: round(share * len(order))])
-
-
-def _steered(groups: Sequence[Group], ratio: float, steer: float, knob: Knob) -> dict[str, float]:
-    """A ratio a group: more is kept of sensitive groups, less of the others."""
-    ranks = _ranks(groups)
-    keep = 1.0 - ratio
-    return {
-        g.name: round(min(max(1.0 - keep ** (1.0 - _STEER * steer * ranks[g.name]), 0.0), knob.high), 4) for g in groups
-    }
