@@ -135,12 +135,13 @@ def apply(model: nn.Module, options: Options, tools: Tools) -> Applied:
     if small is loose.model:
         small = model
     small = surgery.own(surgery.twin(small))
+    left = {group.name for group in current}  # a group may end between two rounds
     return Applied(
         small,
         facts={
-            "widths": {g.name: [g.width, final[g.name]] for g in ratios},
+            "widths": {g.name: [g.width, final[g.name]] for g in ratios if g.name in left},
             "parameters": [surgery.size(model), surgery.size(small)],
-            "gone": lost,
+            "gone": sorted([*lost, *(g.name for g in ratios if g.name not in left)]),
             "losses_between": [float(f"{loss:.4g}") for loss in losses],
         },
     )

@@ -62,8 +62,7 @@ def apply(model: Path, options: Options, tools: Tools) -> Applied:
     source = tools.scratch / "source.onnx"  # it writes beside what it reads
     shutil.copyfile(model, source)
     rows = tools.calibration.first(options.calibration_rows)
-    fixed = tools.signature.inputs[0].shape[0]
-    size = fixed if isinstance(fixed, int) else BATCH_ROWS  # of one row, every product would be one with a vector
+    size = tools.signature.fixed_batch or BATCH_ROWS  # of one row, every product would be one with a vector
     wanted = [spec.name for spec in tools.signature.inputs]
     batches = [
         {name: np.resize(feeds[name], (size, *feeds[name].shape[1:])) for name in wanted}
