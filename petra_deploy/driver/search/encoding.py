@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from petra_deploy.core.extension import Space
-from petra_deploy.core.plan import Offer, Phase, Plan
+from petra_deploy.core.plan import Knob, Offer, Phase, Plan
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.search.cost_model import CostModel
 from petra_deploy.driver.search.genes import gene_of, seldom, share_of, steered, strength_of, stronger, value_of, within
@@ -205,30 +205,32 @@ class Encoding:
         return found
 
     def further(self, genome: Genome) -> list[dict[str, float]]:
-        """Steps on from a genome: all strengths that it uses at once, then each by itself; then the same, smaller.
+        """Steps on from a genome: all strengths that it uses at once, each by itself, the same smaller; then the rest.
 
         What is in use keeps `_STEPS` of what it kept before; of a subset one more is taken. A strength that the
-        genome leaves out is begun by itself only.
+        genome leaves out is begun last, and by itself.
         """
         found: list[dict[str, float]] = []
+        begun: list[dict[str, float]] = []
         for kept in _STEPS:
             each = {}
-            together = dict(genome)
-            for offer in self.plan.offers:
-                for name, knob in offer.knobs.items():
-                    gene = f"{offer.technique}.{name}"
-                    if offer.phase is not Phase.SHRINK or not knob.strength:
-                        continue
-                    groups = len(self.plan.layout.of_kind(knob.per)) if knob.per else 1
-                    after = stronger(knob, genome.get(gene, 0.0), kept, groups)
-                    if after is None:
-                        continue
+            for offer, name, knob in self._strengths():
+                gene = f"{offer.technique}.{name}"
+                groups = len(self.plan.layout.of_kind(knob.per)) if knob.per else 1
+                after = stronger(knob, genome.get(gene, 0.0), kept, groups)
+                if after is not None and strength_of(knob, genome.get(gene, 0.0)) >= _LEAST:
                     each[gene] = after
-                    if strength_of(knob, genome.get(gene, 0.0)) >= _LEAST:
-                        together[gene] = after
-            singly = [{**genome, gene: after} for gene, after in each.items()]
-            found += [one for one in (together, *singly) if one != genome and one not in found]
-        return found
+                elif after is not None and kept == _STEPS[0]:
+                    begun.append({**genome, gene: after})
+            steps = [{**genome, **each}, *({**genome, gene: after} for gene, after in each.items())]
+            found += [one for one in steps if one != genome and one not in found]
+        return found + begun
+
+    def _strengths(self) -> Iterator[tuple[Offer, str, Knob]]:
+        """(offer, option, knob) of what makes the model smaller."""
+        for offer in self.plan.offers:
+            if offer.phase is Phase.SHRINK:
+                yield from ((offer, name, knob) for name, knob in offer.knobs.items() if knob.strength)
 
     @property
     def shrinks(self) -> bool:

@@ -6,8 +6,9 @@ where it ended, or another.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from petra_deploy.core import files
 from petra_deploy.core.outcome import Goal, Outcome
 from petra_deploy.driver.search import choose
 from petra_deploy.driver.search.cost_model import trainings
@@ -15,7 +16,7 @@ from petra_deploy.driver.search.drops import Drops
 from petra_deploy.driver.search.encoding import Encoding
 
 _FINAL = ("timeout", "memory", "diverged")  # another precision would not help
-_CLOSE = 2.5  # points above the limit, for one that was trained once; half of it for one that was trained twice
+_HOPED = 2.0  # points that training on may bring, before any has been seen
 _AGAIN = 2  # further trainings, each as long as all before
 
 
@@ -35,6 +36,7 @@ def after(
     baseline_bytes: int,
     encoding: Encoding,
     drops: Drops,
+    outcomes: Sequence[Outcome] = (),
 ) -> list[Proposal]:
     """What to enqueue; nothing where the outcome teaches nothing of the kind."""
     trained = trainings(outcome.strategy)
@@ -50,7 +52,21 @@ def after(
             return []
         return [Proposal(other, epochs, again, worth) for other in encoding.neighbours(genome)]
     excess = choose.upper_drop(outcome, 0.0, drops) - goal.max_drop
-    if epochs and worth > record and len(again) < _AGAIN and excess <= _CLOSE / (1 + len(again)):
+    if epochs and worth > record and len(again) < _AGAIN and excess <= _hope(drops, outcomes):
         others = [] if again else [Proposal(other, epochs, worth=worth) for other in encoding.trained_otherwise(genome)]
         return [Proposal(genome, epochs, (*again, sum(trained)), worth), *others]
     return []
+
+
+def _hope(drops: Drops, outcomes: Sequence[Outcome]) -> float:
+    """How many points another training may bring: as many as those of this run brought on average."""
+    known = {files.canonical(o.strategy): drops.estimate(o)[0] for o in outcomes if o.ok}
+    gains = [_HOPED]
+    for outcome in outcomes:
+        steps = outcome.strategy.steps
+        trained = [index for index, step in enumerate(steps) if "epochs" in step.options]
+        if outcome.ok and len(trained) > 1:
+            shorter = replace(outcome.strategy, steps=(*steps[: trained[-1]], *steps[trained[-1] + 1 :]))
+            before = known.get(files.canonical(shorter))
+            gains += [] if before is None else [before - drops.estimate(outcome)[0]]
+    return sum(gains) / len(gains)

@@ -131,7 +131,9 @@ class Search:
             raise NotMet(f"the search ended early: {reason}", "the logs of the trials are in the run folder")
         waiting = sum(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False))
         waiting += self._try_extras(study, waiting)
-        for proposal in proposals.after(outcome, genome, before, self.goal, self._bytes, self.encoding, drops):
+        for proposal in proposals.after(
+            outcome, genome, before, self.goal, self._bytes, self.encoding, drops, self.outcomes
+        ):
             if self.trials is None or len(self.outcomes) + waiting < self.trials:
                 asked = {"epochs": proposal.epochs, "again": list(proposal.again), "worth": proposal.worth}
                 study.enqueue_trial(proposal.genome, user_attrs=asked)

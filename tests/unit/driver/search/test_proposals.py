@@ -8,12 +8,12 @@ from tests.unit.driver.search import simulation
 GOAL = Goal(max_drop=1.0)
 
 
-def proposed(drop, speedup=20.0, again=(), best=None):
+def proposed(drop, speedup=20.0, again=(), best=None, known=()):
     encoding = simulation.encoding()
     genome = encoding.presets()[3]
     strategy = encoding.decode(genome, allowance=10, epochs=8, again=again)
     outcome = simulation.outcome(speedup, drop, strategy=strategy)
-    found = proposals.after(outcome, genome, best, GOAL, simulation.SIZE, encoding, Drops())
+    found = proposals.after(outcome, genome, best, GOAL, simulation.SIZE, encoding, Drops(), known)
     return [encoding.decode(p.genome, allowance=10, epochs=p.epochs, again=p.again) for p in found]
 
 
@@ -45,6 +45,16 @@ def test_what_is_far_too_lossy_or_slower_than_the_best_is_not_trained_on():
     assert proposed(3.6) == []
     assert proposed(2.0, best=simulation.outcome(25.0, 0.1)) == []
     assert proposed(1.9, again=(8, 16)) == []
+
+
+def test_where_training_on_brought_little_it_is_asked_no_more():
+    encoding = simulation.encoding()
+    known = []
+    for index, genome in enumerate(encoding.presets()[1:]):
+        short, long = (encoding.decode(genome, allowance=10, epochs=8, again=again) for again in ((), (8,)))
+        known += [simulation.outcome(9, 2.0 + index, strategy=short), simulation.outcome(9, 1.9 + index, strategy=long)]
+    assert proposed(2.0)
+    assert proposed(2.0, known=known) == []
 
 
 def test_the_other_precisions_of_one_that_was_trained_on_keep_both_trainings():
