@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from model import CODES, build
 
 HERE = Path(__file__).resolve().parent
-EPOCHS, BATCH, RATE = 4, 64, 2e-3
+EPOCHS, BATCH, RATE, DECAY = 5, 64, 1e-3, 0.3  # the plain 4 epochs at 2e-3 know their rows by heart: AUC 0.65
 STEPS, LATE, AHEAD = 32, 15, 60  # events a row; minutes
 ROWS = {"train": 9000, "selection": 3000, "test": 3000}
 
@@ -77,7 +77,7 @@ def splits() -> dict[str, dict[str, np.ndarray]]:
 def fit(model: torch.nn.Module, part: dict[str, np.ndarray]) -> None:
     code, amount, target = (torch.from_numpy(part[name]) for name in ("code", "amount", "target"))
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=DECAY, fused=True)
     per_epoch = len(code) // BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=EPOCHS * per_epoch)
     for epoch in range(EPOCHS):

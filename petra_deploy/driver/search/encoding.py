@@ -189,11 +189,11 @@ class Encoding:
         genome |= {f"runtime.{name}": 0.0 for name in self.plan.runtime}
         return genome
 
-    def neighbours(self, genome: Genome) -> list[dict[str, float]]:
-        """The same shape and training with another precision: cheap, since the module is in the store."""
-        current = self._quantizer(genome.get("quantize", 0.0))
+    def neighbours(self, genome: Genome, besides: Collection[str | None] = ()) -> list[dict[str, float]]:
+        """The same shape and training in other precisions, `besides` some: cheap, since the module is in the store."""
+        left_out = {*besides, self._quantizer(genome.get("quantize", 0.0))}
         others = [None, *(offer.technique for offer in self._quantizers())]
-        return [{**genome, "quantize": self.quantizer_gene(name)} for name in others if name != current]
+        return [{**genome, "quantize": self.quantizer_gene(name)} for name in others if name not in left_out]
 
     def extras(self, genome: Genome) -> list[dict[str, float]]:
         """The same with one technique more that presets leave out, each at half of its strength."""

@@ -5,7 +5,7 @@ a candidate that is faster than the best but a little too lossy often only wants
 where it ended, or another.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 from petra_deploy.core import files
@@ -17,6 +17,7 @@ from petra_deploy.driver.search.encoding import Encoding
 
 _FINAL = ("timeout", "memory", "diverged")  # another precision would not help
 _HOPED = 2.0  # points that training on may bring, before any has been seen
+_TWICE, _BEHIND = 2, 0.9  # a precision that reached less than this share of the best, so often in a row
 _AGAIN = 2  # further trainings, each as long as all before
 
 
@@ -50,12 +51,32 @@ def after(
     if choose.feasible(outcome, goal, drops):
         if worth <= record * 0.7:
             return []
-        return [Proposal(other, epochs, again, worth) for other in encoding.neighbours(genome)]
+        slow = _slow(encoding.quantizers(), outcomes, lambda o: choose.gain(o, goal, baseline_bytes))
+        return [Proposal(other, epochs, again, worth) for other in encoding.neighbours(genome, slow)]
     excess = choose.upper_drop(outcome, 0.0, drops) - goal.max_drop
     if epochs and worth > record and len(again) < _AGAIN and excess <= _hope(drops, outcomes):
         others = [] if again else [Proposal(other, epochs, worth=worth) for other in encoding.trained_otherwise(genome)]
         return [Proposal(genome, epochs, (*again, sum(trained)), worth), *others]
     return []
+
+
+def _slow(
+    quantizers: Collection[str], outcomes: Sequence[Outcome], gain: Callable[[Outcome], float]
+) -> frozenset[str | None]:
+    """The precisions that were well behind another of the same shape, the last two times."""
+    shapes: dict[bytes, dict[str | None, float]] = {}
+    for outcome in (o for o in outcomes if o.ok):
+        steps = outcome.strategy.steps
+        precision = next((step.technique for step in steps if step.technique in quantizers), None)
+        rest = tuple(step for step in steps if step.technique not in quantizers)
+        shape = files.canonical(replace(outcome.strategy, steps=rest))
+        shapes.setdefault(shape, {})[precision] = gain(outcome)
+    found = set()
+    for precision in (None, *quantizers):
+        shares = [gains[precision] / max(gains.values()) for gains in shapes.values() if precision in gains]
+        if len(shares) >= _TWICE and max(shares[-_TWICE:]) < _BEHIND:
+            found.add(precision)
+    return frozenset(found)
 
 
 def _hope(drops: Drops, outcomes: Sequence[Outcome]) -> float:

@@ -47,6 +47,19 @@ def test_what_is_far_too_lossy_or_slower_than_the_best_is_not_trained_on():
     assert proposed(1.9, again=(8, 16)) == []
 
 
+def test_a_precision_that_was_slow_twice_is_not_tried_on_the_next_shape():
+    encoding = simulation.encoding()
+
+    def measured(preset, technique, speedup):
+        genome = {**encoding.presets()[preset], "quantize": encoding.quantizer_gene(technique)}
+        return simulation.outcome(speedup, 0.1, strategy=encoding.decode(genome, allowance=10, epochs=8))
+
+    once = [measured(1, "quantize_inc", 10), measured(1, "quantize_ort", 8), measured(1, None, 9.5)]
+    twice = [*once, measured(2, "quantize_inc", 20), measured(2, "quantize_ort", 15), measured(2, None, 12)]
+    assert [names(s)[-1] for s in proposed(0.3, known=once)] == ["recover", "quantize_ort"]
+    assert [names(s)[-1] for s in proposed(0.3, known=twice)] == ["recover"]
+
+
 def test_where_training_on_brought_little_it_is_asked_no_more():
     encoding = simulation.encoding()
     known = []
