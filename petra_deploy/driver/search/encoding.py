@@ -25,6 +25,7 @@ _LEAST = 0.04  # a strength below this does nothing: its step is left out
 _TRIED = 0.75  # the gene at which it is tried once, on the best: half of its range
 _SELDOM = 0.25  # the gene of what presets leave out, in the middle of the half that leaves it out
 _STEPS = (0.6, 0.8)  # what a step on keeps of what was kept: a long one, and a short one
+_ROWS_SEEN = 9600  # in a training, where an epoch has few
 _SPREAD = 4.0  # training time runs from 1/_SPREAD to _SPREAD/2 of a trial's fair share
 
 
@@ -251,12 +252,12 @@ class Encoding:
                     found.append({**genome, gene: 0.0 if genome.get(gene, 0.0) > 0.5 else 1.0})
         return found
 
-    def wanted_seconds(self) -> float:
-        """Training time that a trial would do well with: fifteen epochs of the strongest preset."""
+    def wanted_seconds(self, strategy: Strategy) -> float:
+        """Training time that a trial of this shape would do well with: fifteen epochs; where rows are few, more."""
         if not any("epochs" in offer.knobs for offer in self.plan.offers):
             return 0.0
-        strongest = self.decode(self.presets()[-1], allowance=1.0)
-        return min(max(15 * self.cost.epoch_seconds(strongest), 6.0), 60.0)
+        epochs = min(max(_ROWS_SEEN / max(self.plan.train_rows, 1), 15.0), 25.0)
+        return min(max(epochs * self.cost.epoch_seconds(strategy), 6.0), 60.0)
 
 
 def _optional(offer: Offer) -> bool:

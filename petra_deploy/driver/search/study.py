@@ -10,8 +10,9 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import optuna
 from optuna.trial import TrialState
@@ -30,7 +31,7 @@ Evaluate = Callable[[Strategy, float], Outcome]  # (strategy, seconds it may tak
 _EPOCHS = 3.0
 _ASKED = 4.0  # where a number of trials was asked for, each may have this much less training than it would do well with
 _ON = 0.25  # of the time left, the most for training on what was trained
-_ASKED_WITH = ("epochs", "again", "worth", "extra", "step")  # attributes of a trial that was enqueued
+_ASKED_WITH = ("epochs", "again", "worth", "extra", "rung", "step")  # attributes of a trial that was enqueued
 _DUPLICATES = 25  # asks in a row that decode to known strategies before the space counts as used up
 
 
@@ -61,21 +62,14 @@ class Search:
             self._climb(study)
             trial = study.ask()
             genome = {name: trial.suggest_float(name, 0.0, 1.0) for name in sorted(self.encoding.space.names)}
-            allowance = self._allowance()
-            strategy = self.encoding.decode(
-                genome,
-                allowance=allowance,
-                epochs=trial.user_attrs.get("epochs"),
-                again=trial.user_attrs.get("again", ()),
-                broken=stopping.broken(self.outcomes, self.encoding.quantizers(), self._gain),
-            )
+            strategy = self._decode(genome, trial.user_attrs)
             identity = files.canonical(strategy)
             if identity in self._known:
                 duplicates += 1
                 trial.set_user_attr("same_as_before", True)
                 study.tell(trial, self._known[identity])
                 continue
-            reason = self._pointless(strategy, allowance, trial.user_attrs.get("worth", 0.0))
+            reason = self._pointless(strategy, trial.user_attrs)
             if reason:
                 duplicates += 1
                 trial.set_user_attr("reason", f"not asked: {reason}")
@@ -110,9 +104,23 @@ class Search:
                 outcome = files.decode(json.loads(trial.user_attrs["outcome"]), Outcome, f"trial {trial.number}")
                 self._remember(outcome, trial.value)
         if not earlier:
-            for preset in presets:
+            plain = [p for p in presets if not self.encoding.shrunk(self.encoding.decode(p, allowance=1.0))]
+            for preset in plain:
                 study.enqueue_trial(preset)
+            for preset in reversed(presets[len(plain) :]):  # the strongest trains in the shortest time
+                study.enqueue_trial(preset, user_attrs={"rung": True})
         return study
+
+    def _decode(self, genome: dict[str, float], asked: Mapping[str, Any]) -> Strategy:
+        """The strategy, its training as long as this shape wants and the time that is left permits."""
+        shape = self.encoding.decode(genome, allowance=1.0)
+        return self.encoding.decode(
+            genome,
+            allowance=self._allowance(shape),
+            epochs=asked.get("epochs"),
+            again=asked.get("again", ()),
+            broken=stopping.broken(self.outcomes, self.encoding.quantizers(), self._gain),
+        )
 
     def _tell(self, study: optuna.Study, trial: optuna.Trial, genome: dict[str, float], outcome: Outcome) -> None:
         """Make the result durable, then learn from it."""
@@ -198,9 +206,9 @@ class Search:
         enough = self.trials is not None and len(self.outcomes) >= self.trials
         return enough or self._left() < 1.1 * self.encoding.cost.fixed_seconds()
 
-    def _allowance(self) -> float:
-        """A trial's fair share of the training time that is left, seconds."""
-        fixed, wanted = self.encoding.cost.fixed_seconds(), self.encoding.wanted_seconds()
+    def _allowance(self, strategy: Strategy) -> float:
+        """A trial's fair share of the training time that is left, seconds, where all trials were of this shape."""
+        fixed, wanted = self.encoding.cost.fixed_seconds(), self.encoding.wanted_seconds(strategy)
         left = max(self._left(), 0.0)
         least = wanted if self.trials is None else wanted / _ASKED  # fewer trials rather than useless ones
         trials = min(max(left / (fixed + least), 1.0), 60.0)
@@ -208,12 +216,12 @@ class Search:
             trials = min(trials, max(self.trials - len(self.outcomes), 1))
         return max(min((left - trials * fixed) / trials, 0.7 * (left - fixed), 4 * wanted), 0.0)
 
-    def _pointless(self, strategy: Strategy, allowance: float, worth: float) -> str:
+    def _pointless(self, strategy: Strategy, asked: Mapping[str, Any]) -> str:
         """Why a trial is not worth asking, or an empty string.
 
         It must fit into the time left, with enough epochs: a large network that is shrunk a little
         learns slowly, so where stronger presets get three epochs in the same time, those that do
-        not are passed over. A variant of what has long been beaten is not asked either.
+        not are passed over. Neither is a preset asked where a stronger one held, nor a variant of what was beaten.
         """
         share = self.encoding.cost.seconds(strategy) / max(self._left(), 1e-6)
         if share > 1.0:
@@ -221,10 +229,12 @@ class Search:
         if len(trainings(strategy)) > 1 and share > _ON:
             return "training on would take too much of the time left"
         best = self._best()
+        if "rung" in asked and best is not None and self.encoding.shrunk(best.strategy):
+            return "a stronger one is good enough"
+        worth = asked.get("worth", 0.0)
         if worth and best is not None and worth < 0.6 * choose.gain(best, self.goal, self._bytes):
             return "what it is a variant of has been beaten"
-        epochs = epochs_of(strategy)
-        strongest = epochs_of(self.encoding.decode(self.encoding.presets()[-1], allowance=allowance))
+        epochs, strongest = epochs_of(strategy), epochs_of(self._decode(self.encoding.presets()[-1], {}))
         return "too few epochs would fit" if 0 < epochs < min(_EPOCHS, strongest) else ""
 
     def _announce(self, strategy: Strategy) -> None:

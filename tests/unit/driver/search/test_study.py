@@ -182,8 +182,20 @@ def test_a_model_that_bears_more_than_the_strongest_preset_is_made_smaller_until
 
     plan, goal = simulation.plan(), Goal(max_drop=1.0)
     outcomes = search(trials=12, evaluate=robust).run()
-    presets = choose.best(outcomes[:5], goal, simulation.SIZE).measurement.speedup.value
+    presets = choose.best(outcomes[:2], goal, simulation.SIZE).measurement.speedup.value
     assert choose.best(outcomes, goal, simulation.SIZE).measurement.speedup.value > 3 * presets
+
+
+def test_presets_are_asked_from_the_strongest_down_to_the_first_that_holds():
+    def blocks(outcomes):
+        return [len(s.options["blocks"]) for o in outcomes for s in o.strategy.steps if s.technique == "drop_blocks"]
+
+    def lossless(strategy, left):
+        return simulation.outcome(simulation.evaluate(strategy, plan).measurement.speedup.value, 0.0, strategy=strategy)
+
+    plan = simulation.plan()
+    assert blocks(search(trials=4).run()) == [3, 2, 1]  # of 1.85, 1.21 and 0.51 points
+    assert blocks(search(trials=3, evaluate=lossless).run()) == [3, 3]
 
 
 def test_a_step_is_taken_once_from_each_best(tmp_path):
