@@ -196,6 +196,15 @@ class Encoding:
         others = [None, *(offer.technique for offer in self._quantizers())]
         return [{**genome, "quantize": self.quantizer_gene(name)} for name in others if name not in left_out]
 
+    def serving(self, genome: Genome, settings: Mapping[str, str]) -> list[dict[str, float]]:
+        """The same graph with each of `settings` of the runtime, where it is not served so already."""
+        found = []
+        for name, value in settings.items():
+            knob, gene = self.plan.runtime.get(name), f"runtime.{name}"
+            if knob is not None and value in knob.choices and value_of(knob, genome.get(gene, 0.0)) != value:
+                found.append({**genome, gene: (knob.choices.index(value) + 0.5) / len(knob.choices)})
+        return found
+
     def extras(self, genome: Genome) -> list[dict[str, float]]:
         """The same with one technique more that presets leave out, each at half of its strength."""
         found = []

@@ -52,12 +52,19 @@ def after(
         if worth <= record * 0.7:
             return []
         slow = _slow(encoding.quantizers(), outcomes, lambda o: choose.gain(o, goal, baseline_bytes))
-        return [Proposal(other, epochs, again, worth) for other in encoding.neighbours(genome, slow)]
+        served = encoding.serving(genome, _alternatives(outcome))
+        return [Proposal(other, epochs, again, worth) for other in (*encoding.neighbours(genome, slow), *served)]
     excess = choose.upper_drop(outcome, 0.0, drops) - goal.max_drop
     if epochs and worth > record and len(again) < _AGAIN and excess <= _hope(drops, outcomes):
         others = [] if again else [Proposal(other, epochs, worth=worth) for other in encoding.trained_otherwise(genome)]
         return [Proposal(genome, epochs, (*again, sum(trained)), worth), *others]
     return []
+
+
+def _alternatives(outcome: Outcome) -> dict[str, str]:
+    """Settings of the runtime that may be faster for this very engine, as its build tells (name -> value)."""
+    told = outcome.engine.facts.get("alternatives") if outcome.engine else None
+    return {str(name): str(value) for name, value in told.items()} if isinstance(told, dict) else {}
 
 
 def _slow(

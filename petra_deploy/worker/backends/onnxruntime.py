@@ -41,7 +41,7 @@ _LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "none": "ORT_DISABLE_ALL",
 }
-_SKIP_LAYER_NORM = "SkipLayerNormFusion"
+_SKIP_LAYER_NORM, _SKIP_LAYER_NORM_NODE = "SkipLayerNormFusion", "SkipLayerNormalization"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +99,8 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
         operators = _operators(optimized)
         may_saturate = _may_saturate(optimized, operators)
     facts |= {"operators": operators, "may_saturate": may_saturate}
+    if _SKIP_LAYER_NORM_NODE in operators:  # slower than what it stands for, in some graphs
+        facts["alternatives"] = {"fusions": "no_skip_layer_norm"}
     if resolved["provider"] != "cpu":
         facts["nodes"] = device.nodes_by_provider(folder / "model.onnx", _options(wanted, None), resolved,
                                                   _doors.examples(graph.signature, 1))  # fmt: skip

@@ -1,4 +1,7 @@
+from dataclasses import replace
+
 from petra_deploy.core.outcome import Goal
+from petra_deploy.core.plan import Knob
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.search import proposals
 from petra_deploy.driver.search.cost_model import trainings
@@ -45,6 +48,26 @@ def test_what_is_far_too_lossy_or_slower_than_the_best_is_not_trained_on():
     assert proposed(3.6) == []
     assert proposed(2.0, best=simulation.outcome(25.0, 0.1)) == []
     assert proposed(1.9, again=(8, 16)) == []
+
+
+def test_a_setting_that_the_build_names_is_tried_on_what_is_good_enough():
+    plain = simulation.encoding()
+    plan = replace(plain.plan, runtime={"fusions": Knob.choice("default", "no_skip_layer_norm")})
+    encoding = replace(plain, plan=plan)
+    genome = encoding.presets()[3]
+    outcome = simulation.outcome(20, 0.3, strategy=encoding.decode(genome, allowance=10, epochs=8))
+    assert outcome.engine is not None
+    named = replace(outcome.engine, facts={"alternatives": {"fusions": "no_skip_layer_norm"}})
+
+    def settings(found):
+        decoded = [encoding.decode(p.genome, allowance=10, epochs=p.epochs) for p in found]
+        return [strategy.runtime for strategy in decoded if strategy.steps == outcome.strategy.steps]
+
+    def proposals_after(outcome):
+        return proposals.after(outcome, genome, None, GOAL, simulation.SIZE, encoding, Drops())
+
+    assert settings(proposals_after(outcome)) == []
+    assert settings(proposals_after(replace(outcome, engine=named))) == [{"fusions": "no_skip_layer_norm"}]
 
 
 def test_a_precision_that_was_slow_twice_is_not_tried_on_the_next_shape():

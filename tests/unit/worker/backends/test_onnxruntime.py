@@ -1,11 +1,14 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from petra_deploy.core.errors import BadInput, Problem
 from petra_deploy.core.outcome import Engine, Graph
 from petra_deploy.core.store import Store
+from petra_deploy.core.workload import Signature, TensorSpec
 from petra_deploy.worker.backends import onnxruntime as backend
 from tests.unit.worker.nets import CPU, SIDE, add_graph, signature
 
@@ -38,6 +41,23 @@ def test_the_facts_count_the_operators_that_the_runtime_made(store: Store, tmp_p
     plain = build(store, add_graph(store, (8, 8)), tmp_path / "plain", optimization="none").facts["operators"]
     assert isinstance(plain, dict)
     assert plain["Relu"] == 2
+
+
+def test_a_fused_skip_connection_is_named_as_worth_another_setting(store: Store, tmp_path: Path) -> None:
+    assert "alternatives" not in build(store, add_graph(store), tmp_path).facts
+    wide = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 8]) for name in ("x", "y", "z")]
+    nodes = [
+        helper.make_node("Add", ["x", "y"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "gamma", "beta"], ["z"], axis=-1),
+    ]
+    weights = [numpy_helper.from_array(np.ones(8, np.float32), name) for name in ("gamma", "beta")]
+    graph = helper.make_graph(nodes, "g", wide[:2], wide[2:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    key = store.add(lambda folder: onnx.save(model, folder / "model.onnx"))
+    x, y, z = (TensorSpec(name=name, dtype="float32", shape=("batch", 3, 8)) for name in ("x", "y", "z"))
+    (tmp_path / "fused").mkdir()
+    found = build(store, Graph(key=key, signature=Signature(inputs=(x, y), outputs=(z,)), bytes=1), tmp_path / "fused")
+    assert found.facts["alternatives"] == {"fusions": "no_skip_layer_norm"}
 
 
 def test_every_value_of_every_knob_builds(store: Store, tmp_path: Path) -> None:
