@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from model import build
 
 HERE = Path(__file__).resolve().parent
-EPOCHS, BATCH, RATE = 20, 64, 2e-3
+EPOCHS, BATCH, RATE = 30, 64, 1e-3
 
 
 def mnist() -> tuple[np.ndarray, np.ndarray]:
