@@ -10,10 +10,12 @@ from petra_deploy.core.plan import Group, Inspected, Offer, Phase, Plan
 from petra_deploy.core.request import Request
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Workload
+from petra_deploy.driver.search.cost_model import CostModel
+from petra_deploy.driver.search.encoding import Encoding
 from petra_deploy.driver.session import Session
 
 _STRENGTHS = (0.3, 0.5, 0.7, 0.9)  # of a technique that was asked for and names none itself
-_EPOCHS = 1.0  # fewer epochs of recovery than this in a tenth of the time: shrinking is not asked
+_EPOCHS, _SHARE = 3.0, 0.3  # so many epochs of the smallest network in more than this share of the time: not asked
 
 
 def make_plan(workload: Workload, target: Target, request: Request, session: Session) -> Plan:
@@ -83,17 +85,16 @@ def _searched(inspected: Inspected) -> tuple[Group, ...]:
 
 
 def affordable(plan: Plan, seconds: float) -> Plan:
-    """Leave out what cannot fit: shrinking, where its recovery training is too slow for the time left.
-
-    Half an epoch's worth of the original is taken as what an epoch of a shrunk network costs.
-    """
+    """Leave out what cannot fit: shrinking, where even the smallest network trains too slowly for the time left."""
     per_epoch = plan.train_rows * (plan.train_seconds_per_row or 0.0)
     teacher = plan.train_rows * plan.forward_seconds_per_row
     trains = plan.train_seconds_per_row is not None
-    if trains and teacher + _EPOCHS * 0.5 * per_epoch <= 0.25 * seconds:
+    encoding = Encoding(plan, CostModel(plan, fixed=0.0), seed=0)
+    smallest = encoding.decode(encoding.presets()[-1], allowance=1.0)
+    if trains and teacher + _EPOCHS * encoding.cost.epoch_seconds(smallest) <= _SHARE * seconds:
         return plan
     why = (
-        f"an epoch of training takes about {per_epoch:.0f} s here, too long for the {seconds:.0f} s left: "
+        f"an epoch of training the original takes about {per_epoch:.0f} s here, too long for the {seconds:.0f} s left: "
         "give it more --time"
         if trains
         else "there is nothing to train on, and a shrunk model needs recovery training"
