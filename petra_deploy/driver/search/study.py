@@ -28,7 +28,7 @@ from petra_deploy.driver.search.drops import Drops
 from petra_deploy.driver.search.encoding import Encoding
 
 Evaluate = Callable[[Strategy, float], Outcome]  # (strategy, seconds it may take)
-_EPOCHS = 3.0
+_EPOCHS, _ROWS = 3.0, 6000  # a training should see: its rows so often, or so many
 _ASKED = 4.0  # where a number of trials was asked for, each may have this much less training than it would do well with
 _ON = 0.25  # of the time left, the most for training on what was trained
 _ASKED_WITH = ("epochs", "again", "worth", "extra", "rung", "step")  # attributes of a trial that was enqueued
@@ -235,7 +235,8 @@ class Search:
         if worth and best is not None and worth < 0.6 * choose.gain(best, self.goal, self._bytes):
             return "what it is a variant of has been beaten"
         epochs, strongest = epochs_of(strategy), epochs_of(self._decode(self.encoding.presets()[-1], {}))
-        return "too few epochs would fit" if 0 < epochs < min(_EPOCHS, strongest) else ""
+        least = min(max(_ROWS / max(self.encoding.plan.train_rows, 1), 0.5), _EPOCHS, strongest)
+        return "too few epochs would fit" if 0 < epochs < least else ""
 
     def _announce(self, strategy: Strategy) -> None:
         best = self._best()
