@@ -162,11 +162,12 @@ def line(record: Record) -> str:
     told = FAMILIES[record["family"]]
     cells = [told.title, str(record["seed"]), record["what"]]
     if "why" in record:
-        cells += ["", "", "", "", record["why"].removeprefix("error: ")]
+        cells += ["", "", "", "", "", record["why"].removeprefix("error: ")]
     else:
         cells += [_ratio(each) for each in record["speedups"]]
         drop = record["drop"]
-        cells += [f"{record['smaller']:.0f}x", f"{drop['value']:.2f} [{drop['low']:.2f}, {drop['high']:.2f}]"]
+        cells += [f"{record['smaller']:.0f}x", f"{told.metric} {record['baseline']:.3f}"]
+        cells.append(f"{drop['value']:.2f} [{drop['low']:.2f}, {drop['high']:.2f}]")
         cells.append(f"{' + '.join(record['techniques'])}; {record['trials']} candidates, {record['seconds']} s")
     cells.append(f"{_figures(told.least)} (aim {_figures(told.aim)})" if record["what"] == "search" else "")
     return f"| {' | '.join(cells)} |"
@@ -182,7 +183,18 @@ def _ratio(speedup: Record) -> str:
 
 
 def table() -> None:
-    heads = ("family", "seed", "what", "batch 1", "batch 16", "file smaller", "drop on test, points", "how", "asked")
+    heads = (
+        "family",
+        "seed",
+        "what",
+        "batch 1",
+        "batch 16",
+        "file smaller",
+        "baseline",
+        "drop on test, points",
+        "how",
+        "asked",
+    )
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     order = list(FAMILIES)
     for record in sorted(read(), key=lambda r: (r["what"] != "search", order.index(r["family"]), r["seed"], r["what"])):
