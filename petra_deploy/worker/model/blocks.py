@@ -5,7 +5,8 @@
 
 A block is a child of an nn.Sequential, nn.ModuleList or nn.ModuleDict, or one of several like attributes of a
 module (block1, block2: of one class). It has weights, and parts of its own or recurrent layers; one of its
-inputs has the shape and dtype of its (first) output: residual blocks, encoder layers, stacked LSTMs.
+inputs has the shape and dtype of its (first) output: residual blocks, encoder layers, stacked LSTMs. Outside of
+such blocks a linear or convolutional layer of an nn.Sequential counts as one: the hidden layers of a perceptron.
 """
 
 from collections import Counter
@@ -20,6 +21,7 @@ from petra_deploy.worker.model import adapter, surgery, trial
 from petra_deploy.worker.model.passes import watching
 from petra_deploy.worker.model.trial import Tensors, Trial
 
+_SINGLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 Source = int | str  # which argument of a call: its position or its keyword
 
@@ -53,7 +55,7 @@ class Blocks:
 def removable(model: nn.Module, tried: Trial) -> Blocks:
     """Those that the model runs without, one at a time, and all at once."""
     calls = _calls(model, tried.feeds[0])
-    whole = _outermost(list(candidates(model)), model, calls)
+    whole = [*_outermost(list(candidates(model)), calls), *_alone(model, calls)]
     refused: dict[str, str] = {}
     sound: list[str] = []
     for name in whole:
@@ -115,7 +117,7 @@ class _Call:
 def _calls(model: nn.Module, example: Tensors) -> dict[str, _Call]:
     """What each candidate is called with and gives, seen in one forward pass."""
     found: dict[str, _Call] = {}
-    with watching(model, [name for name, _ in candidates(model)]) as seen:
+    with watching(model, [name for name, _ in (*candidates(model), *_single(model))]) as seen:
         trial.outputs(model, example)
     for name, calls in seen.items():
         sources = [_alike(args, kwargs, first_of(result)) for (args, kwargs), result in calls]
@@ -139,6 +141,16 @@ def _alike(args: Any, kwargs: Any, first: Any) -> Source | None:
         ):
             return cast(Source, source)
     return None
+
+
+def _single(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Linear and convolutional layers of an nn.Sequential."""
+    inner = getattr(model, "inner", model)
+    for name, owner in [("", inner), *adapter.submodules(model)]:
+        if isinstance(owner, nn.Sequential):
+            for child, module in owner.named_children():
+                if isinstance(module, _SINGLE):
+                    yield f"{name}.{child}" if name else child, module
 
 
 def candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -166,7 +178,14 @@ def _kind(module: nn.Module) -> object:
     return type(module), frozenset(type(m) for m in module) if isinstance(module, nn.Sequential) else None
 
 
-def _outermost(found: list[tuple[str, nn.Module]], model: nn.Module, calls: dict[str, _Call]) -> list[str]:
+def _alone(model: nn.Module, calls: dict[str, _Call]) -> list[str]:
+    """The single layers that give what they get and are in no block."""
+    blocks = [name for name, _ in candidates(model) if name in calls and calls[name].source is not None]
+    layers = [name for name, _ in _single(model) if name in calls and calls[name].source is not None]
+    return [name for name in layers if not any(name.startswith(f"{block}.") for block in blocks)]
+
+
+def _outermost(found: list[tuple[str, nn.Module]], calls: dict[str, _Call]) -> list[str]:
     """Of nested candidates one stays: the parts of a plain Sequential, but a user's block as a whole."""
     alike = [(name, module) for name, module in found if name in calls and calls[name].source is not None]
     whole = [name for name, module in alike if not isinstance(module, nn.Sequential)]

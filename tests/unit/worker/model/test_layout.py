@@ -133,11 +133,12 @@ def test_channels_whose_order_matters_are_refused_with_the_reason(module: nn.Mod
     assert facts.refused["channels/first"]
 
 
-def test_residual_blocks_and_encoder_layers_are_removable_strided_ones_and_single_layers_are_not() -> None:
+def test_residual_blocks_and_encoder_layers_are_removable_strided_ones_and_layers_in_them_are_not() -> None:
     assert names("resnet", "block") == {"stages.0.0", "stages.0.1", "stages.1.1", "stages.2.1", "stages.3.1"}
     assert names("torch_encoder", "block") == {"encoder.layers.0", "encoder.layers.1"}
     assert names("hand_encoder", "block") == {"blocks.0", "blocks.1"}
-    assert names("mlp", "block") == set()
+    assert names("mlp", "block") == {"0", "2"}  # hidden layers that give what they get
+    assert names("inception", "block").isdisjoint({"blocks.0.convs.0", "blocks.0.pool.1"})
 
 
 def test_recurrent_layers_are_groups_of_units() -> None:
@@ -146,7 +147,7 @@ def test_recurrent_layers_are_groups_of_units() -> None:
 
 
 def test_macs_and_parameters_of_a_group_are_those_of_the_layers_that_make_it() -> None:
-    group = next(g for g in CASES["mlp"]().layout().groups if g.name == "0")
+    group = next(g for g in CASES["mlp"]().layout().of_kind("channels") if g.name == "0")
     assert (group.width, group.parameters, group.macs) == (64, 64 * 64 + 64, 64 * 64)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from petra_deploy.core.errors import Problem
-from petra_deploy.worker.techniques import drop_blocks
+from petra_deploy.worker.techniques import drop_blocks, prune
 from tests.models import CASES, Case
 
 
@@ -120,3 +120,13 @@ def test_blocks_in_attributes_and_dicts_and_stacked_recurrent_layers_can_go(tmp_
     small = drop_blocks.apply(case.adapter(), all_blocks(case), case.tools(tmp_path)).model
     (x,) = case.tensors(4)
     torch.testing.assert_close(small(x)[0], case.module.head(x[:, -1]))
+
+
+def test_hidden_layers_of_a_perceptron_go_by_themselves_and_pruning_fits_what_is_left(tmp_path: Path) -> None:
+    case = CASES["mlp"]()
+    tools = case.tools(tmp_path)
+    shallow = drop_blocks.apply(case.adapter(), drop_blocks.Options(blocks=("2",)), tools).model
+    assert sum(isinstance(module, nn.Linear) for module in shallow.modules()) == 2
+    narrow = prune.apply(shallow, prune.Options(ratios={"0": 0.5, "2": 0.5}), tools).model
+    widths = [(m.in_features, m.out_features) for m in narrow.modules() if isinstance(m, nn.Linear)]
+    assert widths == [(64, 32), (32, 10)]
