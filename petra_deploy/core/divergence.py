@@ -15,37 +15,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petra_deploy.core.metrics import Outputs, first
+from petra_deploy.core.scores import agree_by_class, class_axis
 from petra_deploy.core.workload import MetricSpec
 
 Array = NDArray[Any]
-_OF_CLASSES = ("accuracy", "f1", "auc", "agreement")
+_BY_LABELS = ("accuracy", "f1", "auc")  # of classes
 _JUDGE_ALL = ":"  # in the name of a user's own metric, which sees every output
 _LEAST = 1e-12
 
 
 def divergence(metric: MetricSpec, reference: Outputs, outputs: Outputs, targets: Outputs | None) -> float:
-    """The mean over all rows, at least 0. Of several outputs the first, which metrics judge; a user's own: of all."""
+    """The mean over all rows, at least 0. Of several outputs the first, which metrics judge; a user's own: of all.
+
+    `targets` are those of the metric: labels, or for agreement the original's outputs.
+    """
     if _JUDGE_ALL in metric.name and isinstance(reference, Mapping) and isinstance(outputs, Mapping):
         return float(np.mean([_apart(reference[name], outputs[name]) for name in reference]))
     theirs, ours = first(reference), first(outputs)
-    if metric.name not in _OF_CLASSES or not np.issubdtype(theirs.dtype, np.floating):
+    labels = None if metric.name == "agreement" or targets is None else first(targets)
+    classes = agree_by_class(theirs) if metric.name == "agreement" else metric.name in _BY_LABELS
+    if not classes or not np.issubdtype(theirs.dtype, np.floating):
         return _apart(theirs, ours)
-    labels = None if targets is None or isinstance(targets, Mapping) else np.asarray(targets)
-    axis = _class_axis(theirs.shape, labels)
+    axis = _axis(theirs.shape, labels)
     p, q = (_log_probabilities(values.astype(np.float64), axis) for values in (theirs, ours))
     each = np.sum(np.exp(p) * (p - q), axis=-1 if axis is None else axis)
     counted = labels >= 0 if labels is not None and labels.shape == each.shape else np.ones(each.shape, bool)
     return max(float(each[counted].mean()), 0.0) if counted.any() else 0.0
 
 
-def _class_axis(shape: tuple[int, ...], labels: Array | None) -> int | None:
-    """The axis of the classes: the last, or where only that fits the labels the second; None: each is yes or no."""
-    if len(shape) < 2 or shape[-1] == 1:
+def _axis(shape: tuple[int, ...], labels: Array | None) -> int | None:
+    """The axis of the classes; None where each score is yes or no: one column, or several labels a row."""
+    last = len(shape) - 1
+    if last < 1 or shape[-1] == 1:
         return None
-    if labels is None or labels.ndim == len(shape) == 2:
-        return len(shape) - 1 if labels is None or np.all(labels.sum(axis=-1) == 1) else None
-    fits = [axis for axis in (len(shape) - 1, 1) if shape[:axis] + shape[axis + 1 :] == labels.shape]
-    return fits[0] if fits else (None if labels.shape == shape else len(shape) - 1)
+    if labels is not None and labels.shape == shape:
+        return last if np.all(labels.sum(axis=-1) == 1) else None  # one-hot, or several
+    found = None if labels is None else class_axis(shape, labels.shape)
+    return last if found is None else found
 
 
 def _log_probabilities(scores: Array, axis: int | None) -> Array:

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from petra_deploy.core.errors import BadInput
+from petra_deploy.core.scores import agree_by_class, class_axis
 from petra_deploy.core.workload import MetricSpec
 
 Array = NDArray[Any]
@@ -140,10 +141,10 @@ def predictions(outputs: Outputs, targets: Array) -> tuple[Array, Array]:
         _in_range(labels, 2)
         probabilities = scores.min() >= 0 and scores.max() <= 1
         return (scores > (0.5 if probabilities else 0)).astype(np.int64), labels
-    for axis in (scores.ndim - 1, 1):
-        if scores.ndim > 1 and scores.shape[:axis] + scores.shape[axis + 1 :] == labels.shape:
-            _in_range(labels, scores.shape[axis])
-            return scores.argmax(axis=axis), labels
+    axis = class_axis(scores.shape, labels.shape)
+    if axis is not None:
+        _in_range(labels, scores.shape[axis])
+        return scores.argmax(axis=axis), labels
     raise ValueError(f"outputs of shape {scores.shape} are no class scores for labels of shape {labels.shape}")
 
 
@@ -183,7 +184,7 @@ def _agreeing(outputs: Outputs, targets: Outputs) -> Array:
     ours, theirs = first(outputs), first(targets)
     if ours.shape != theirs.shape:
         raise ValueError(f"outputs of shape {ours.shape} cannot agree with the original's {theirs.shape}")
-    if np.issubdtype(theirs.dtype, np.floating) and theirs.ndim in (2, 3) and theirs.shape[-1] > 1:
+    if agree_by_class(theirs):
         ours, theirs = ours.argmax(axis=-1), theirs.argmax(axis=-1)
     if not np.issubdtype(theirs.dtype, np.floating):
         return np.asarray(np.mean((ours == theirs).reshape(len(ours), -1), axis=1))

@@ -23,9 +23,20 @@ def by_hand(theirs, ours):
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1", "auc", "agreement"])
 def test_of_class_scores_it_is_the_kullback_leibler_divergence(metric):
-    labels = None if metric == "agreement" else LABELS
+    labels = LOGITS if metric == "agreement" else LABELS  # as the score job gives them
     assert divergence(SPECS[metric], LOGITS, OTHER, labels) == pytest.approx(by_hand(LOGITS, OTHER))
     assert divergence(SPECS[metric], LOGITS, LOGITS, labels) == pytest.approx(0, abs=1e-12)
+
+
+def test_one_hot_labels_and_labels_in_a_column_are_labels():
+    for labels in (np.eye(4)[LABELS], LABELS[:, None]):
+        assert divergence(SPECS["accuracy"], LOGITS, OTHER, labels) == pytest.approx(by_hand(LOGITS, OTHER))
+
+
+def test_images_agree_by_their_numbers():
+    images = RANDOM.normal(size=(4, 3, 5, 5))
+    moved = images - 0.2  # their own values are no labels: negative ones count
+    assert divergence(SPECS["agreement"], images, moved, images) == pytest.approx(0.04 / images.var())
 
 
 def test_probabilities_and_logits_give_the_same():
