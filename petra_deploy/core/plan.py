@@ -1,5 +1,6 @@
 """What can be known of a model and done to it, as plain data: no torch needed to read it."""
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Literal
@@ -85,6 +86,17 @@ class Knob(Data):
     ladder: tuple[float, ...] = ()
     strength: bool = False
     most_sensitive: bool = False
+
+    def at(self, height: float) -> float | int | str:
+        """The value at a height of 0 to 1 of its range; a share of the groups for a subset."""
+        height = min(max(height, 0.0), 1.0)
+        if self.kind == "choice":
+            return self.choices[min(int(height * len(self.choices)), len(self.choices) - 1)]
+        if self.log:
+            value = math.exp(math.log(self.low) + height * (math.log(self.high) - math.log(self.low)))
+        else:
+            value = self.low + height * (self.high - self.low)
+        return round(value) if self.kind == "integer" else float(f"{value:.4g}")
 
     @classmethod
     def real(

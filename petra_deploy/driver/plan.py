@@ -85,13 +85,17 @@ def _searched(inspected: Inspected) -> tuple[Group, ...]:
 
 
 def affordable(plan: Plan, seconds: float) -> Plan:
-    """Leave out what cannot fit: shrinking, where even the smallest network trains too slowly for the time left."""
+    """Leave out what cannot fit: shrinking, where even the smallest network trains too slowly for the time left.
+
+    What presets do not shrink is taken to train in half of the original's time.
+    """
     per_epoch = plan.train_rows * (plan.train_seconds_per_row or 0.0)
     teacher = plan.train_rows * plan.forward_seconds_per_row
     trains = plan.train_seconds_per_row is not None
     encoding = Encoding(plan, CostModel(plan, fixed=0.0), seed=0)
     smallest = encoding.decode(encoding.presets()[-1], allowance=1.0)
-    if trains and teacher + _EPOCHS * encoding.cost.epoch_seconds(smallest) <= _SHARE * seconds:
+    training = min(_EPOCHS * encoding.cost.epoch_seconds(smallest), 0.5 * per_epoch)
+    if trains and teacher + training <= _SHARE * seconds:
         return plan
     why = (
         f"an epoch of training the original takes about {per_epoch:.0f} s here, too long for the {seconds:.0f} s left: "

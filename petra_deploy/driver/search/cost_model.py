@@ -5,7 +5,7 @@ original's multiply-accumulates that the strategy leaves, corrected by what earl
 Everything here is predicted and only steers the search; no figure of it is ever shown as measured.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from petra_deploy.core.outcome import Outcome
 from petra_deploy.core.plan import Group, Plan
@@ -77,8 +77,9 @@ class CostModel:
         return full * remaining_share(strategy, self.plan) * self._correction()
 
     def seconds(self, strategy: Strategy) -> float:
-        """Of several trainings the last counts: the module after those before it is in the store."""
-        return self.fixed_seconds() + ([0.0, *trainings(strategy)])[-1] * self.epoch_seconds(strategy)
+        """Of what was trained on the last training counts: the module after those before it is in the store."""
+        ahead = epochs_of(strategy) - sum(trainings(strategy)[:-1])
+        return self.fixed_seconds() + ahead * self.epoch_seconds(strategy)
 
     def fixed_seconds(self) -> float:
         recent = sorted(self._fixed[-7:])
@@ -100,12 +101,23 @@ class CostModel:
 
 
 def epochs_of(strategy: Strategy) -> float:
-    return sum(trainings(strategy))
+    return sum(float(str(step.options.get("epochs", 0))) for step in strategy.steps)
 
 
 def trainings(strategy: Strategy) -> list[float]:
-    """The epochs of each training in it."""
-    return [float(str(step.options["epochs"])) for step in strategy.steps if "epochs" in step.options]
+    """The epochs of the first technique that trains: several where it was trained on."""
+    return [float(str(strategy.steps[index].options["epochs"])) for index in _trained_at(strategy)]
+
+
+def before_last(strategy: Strategy) -> Strategy:
+    """The strategy without its last training."""
+    *_, last = _trained_at(strategy)
+    return replace(strategy, steps=(*strategy.steps[:last], *strategy.steps[last + 1 :]))
+
+
+def _trained_at(strategy: Strategy) -> list[int]:
+    first = next((step.technique for step in strategy.steps if "epochs" in step.options), None)
+    return [index for index, step in enumerate(strategy.steps) if step.technique == first]
 
 
 def _trained_seconds(outcome: Outcome) -> float:

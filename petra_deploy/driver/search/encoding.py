@@ -18,7 +18,7 @@ from petra_deploy.core.extension import Space
 from petra_deploy.core.plan import Knob, Offer, Phase, Plan
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.search.cost_model import CostModel
-from petra_deploy.driver.search.genes import gene_of, seldom, share_of, steered, strength_of, stronger, value_of, within
+from petra_deploy.driver.search.genes import gene_of, seldom, share_of, steered, strength_of, stronger, within
 
 Genome = Mapping[str, float]
 _LEAST = 0.04  # a strength below this does nothing: its step is left out
@@ -87,8 +87,8 @@ class Encoding:
             steps.append(Step(technique=offer.technique, options=options))
         runtime: dict[str, object] = {}
         for name, knob in self.plan.runtime.items():
-            value = value_of(knob, genome.get(f"runtime.{name}", 0.0))
-            if value != value_of(knob, 0.0):  # the backend's own default is not written down
+            value = knob.at(genome.get(f"runtime.{name}", 0.0))
+            if value != knob.at(0.0):  # the backend's own default is not written down
                 runtime[name] = value
         strategy = Strategy(steps=tuple(steps), runtime=runtime, seed=self.seed)
         return self._with_epochs(strategy, genome, allowance, epochs, again)
@@ -118,7 +118,7 @@ class Encoding:
                 if chosen:
                     options[name] = chosen
             elif knob.per:
-                level = value_of(knob, gene)
+                level = knob.at(gene)
                 if knob.strength and float(str(level)) < _LEAST:
                     return None
                 steer = genome.get(f"{offer.technique}.{name}.steer", 0.5)
@@ -126,7 +126,7 @@ class Encoding:
             elif knob.strength and gene < _LEAST:
                 return None
             else:
-                options[name] = value_of(knob, gene)
+                options[name] = knob.at(gene)
         return options
 
     def _with_epochs(
@@ -145,9 +145,10 @@ class Encoding:
                 epochs = epochs if given is None else given
                 rounded = round(epochs) if epochs >= 2 else round(epochs, 1)  # the same type, so the same key
                 step = replace(step, options={**step.options, "epochs": rounded})
-                steps += [step, *(_gently(step, more) for more in again)]
-            else:
-                steps.append(step)
+            steps.append(step)
+            if knob is not None and offer is not None and offer.phase is Phase.RECOVER:
+                steps += [_gently(step, more) for more in again]
+                again = ()  # the first that trains is trained on
         return replace(strategy, steps=tuple(steps))
 
     def presets(self) -> list[dict[str, float]]:
@@ -201,7 +202,7 @@ class Encoding:
         found = []
         for name, value in settings.items():
             knob, gene = self.plan.runtime.get(name), f"runtime.{name}"
-            if knob is not None and value in knob.choices and value_of(knob, genome.get(gene, 0.0)) != value:
+            if knob is not None and value in knob.choices and knob.at(genome.get(gene, 0.0)) != value:
                 found.append({**genome, gene: (knob.choices.index(value) + 0.5) / len(knob.choices)})
         return found
 

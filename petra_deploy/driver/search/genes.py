@@ -24,7 +24,7 @@ def within(gene: float) -> float:
 def strength_of(knob: Knob, gene: float) -> float:
     """What a gene of a strength stands for: a share to remove, or the share of the groups that go."""
     gene = within(gene) if seldom(knob) else gene
-    return gene * knob.high if knob.kind == "subset" else float(str(value_of(knob, gene)))
+    return gene * knob.high if knob.kind == "subset" else float(str(knob.at(gene)))
 
 
 def stronger(knob: Knob, gene: float, kept: float, groups: int) -> float | None:
@@ -37,17 +37,6 @@ def stronger(knob: Knob, gene: float, kept: float, groups: int) -> float | None:
     moved = gene_of(knob, after)
     moved = (moved + 1) / 2 if seldom(knob) else moved
     return moved if moved > gene + 1e-3 else None
-
-
-def value_of(knob: Knob, gene: float) -> float | int | str:
-    gene = min(max(gene, 0.0), 1.0)
-    if knob.kind == "choice":
-        return knob.choices[min(int(gene * len(knob.choices)), len(knob.choices) - 1)]
-    if knob.log:
-        value = math.exp(math.log(knob.low) + gene * (math.log(knob.high) - math.log(knob.low)))
-    else:
-        value = knob.low + gene * (knob.high - knob.low)
-    return round(value) if knob.kind == "integer" else float(f"{value:.4g}")
 
 
 def gene_of(knob: Knob, value: float) -> float:

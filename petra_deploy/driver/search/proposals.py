@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from petra_deploy.core import files
 from petra_deploy.core.outcome import Goal, Outcome
 from petra_deploy.driver.search import choose
-from petra_deploy.driver.search.cost_model import trainings
+from petra_deploy.driver.search.cost_model import before_last, trainings
 from petra_deploy.driver.search.drops import Drops
 from petra_deploy.driver.search.encoding import Encoding
 
@@ -91,10 +91,7 @@ def _hope(drops: Drops, outcomes: Sequence[Outcome]) -> float:
     known = {files.canonical(o.strategy): drops.estimate(o)[0] for o in outcomes if o.ok}
     gains = [_HOPED]
     for outcome in outcomes:
-        steps = outcome.strategy.steps
-        trained = [index for index, step in enumerate(steps) if "epochs" in step.options]
-        if outcome.ok and len(trained) > 1:
-            shorter = replace(outcome.strategy, steps=(*steps[: trained[-1]], *steps[trained[-1] + 1 :]))
-            before = known.get(files.canonical(shorter))
+        if outcome.ok and len(trainings(outcome.strategy)) > 1:
+            before = known.get(files.canonical(before_last(outcome.strategy)))
             gains += [] if before is None else [before - drops.estimate(outcome)[0]]
     return sum(gains) / len(gains)

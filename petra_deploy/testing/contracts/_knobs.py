@@ -1,6 +1,5 @@
 """Knobs turned to a height between 0 and 1, as option values: what the search would ask for."""
 
-import math
 from collections.abc import Mapping
 
 from petra_deploy.core.plan import Knob, Layout
@@ -16,15 +15,5 @@ def _option(knob: Knob, height: float, layout: Layout) -> object:
     if knob.kind == "subset":
         return groups[: max(1, round(height * knob.high * len(groups)))]
     if knob.per:
-        return {name: _value(knob, height) for name in groups}
-    return _value(knob, height)
-
-
-def _value(knob: Knob, height: float) -> float | int | str:
-    if knob.kind == "choice":
-        return knob.choices[min(int(height * len(knob.choices)), len(knob.choices) - 1)]
-    if knob.log:
-        value = math.exp(math.log(knob.low) + height * (math.log(knob.high) - math.log(knob.low)))
-    else:
-        value = knob.low + height * (knob.high - knob.low)
-    return round(value) if knob.kind == "integer" else float(f"{value:.4g}")
+        return {name: knob.at(height) for name in groups}
+    return knob.at(height)

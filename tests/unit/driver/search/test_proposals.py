@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from petra_deploy.core.outcome import Goal
-from petra_deploy.core.plan import Knob
+from petra_deploy.core.plan import Knob, Offer, Phase
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.search import proposals
 from petra_deploy.driver.search.cost_model import trainings
@@ -81,6 +81,16 @@ def test_a_precision_that_was_slow_twice_is_not_tried_on_the_next_shape():
     twice = [*once, measured(2, "quantize_inc", 20), measured(2, "quantize_ort", 15), measured(2, None, 12)]
     assert [names(s)[-1] for s in proposed(0.3, known=once)] == ["recover", "quantize_ort"]
     assert [names(s)[-1] for s in proposed(0.3, known=twice)] == ["recover"]
+
+
+def test_training_on_repeats_no_other_technique_that_trains():
+    plain = simulation.encoding()
+    knobs = {"epochs": Knob.integer(1, 10, log=True)}
+    quantizer = Offer(technique="quantize_qat", phase=Phase.QUANTIZE, acts_on="module", knobs=knobs, order=-1)
+    encoding = replace(plain, plan=replace(plain.plan, offers=(*plain.plan.offers, quantizer)))
+    strategy = encoding.decode(encoding.presets()[3], allowance=10, epochs=8, again=(8,))
+    assert names(strategy) == ["drop_blocks", "prune", "recover", "recover", "quantize_qat"]
+    assert trainings(strategy) == [8, 8]
 
 
 def test_where_training_on_brought_little_it_is_asked_no_more():
