@@ -44,8 +44,8 @@ class Tools:
     log: Callable[[str], None]
     device: str = "cpu"
     epochs_share: float = 1.0  # the fidelity's share of training epochs
+    # (name, make): arrays that depend on the original and the training rows alone, made once a run for each name
     kept: "Callable[[str, Callable[[], Sequence[np.ndarray]]], Sequence[np.ndarray]]" = lambda name, make: make()
-    # arrays that the original and the training rows give, whatever the candidate: made once a run for each name
 
 
 @dataclass(frozen=True)

@@ -80,31 +80,33 @@ def teacher_outputs(job: Transform, context: Context) -> Sequence[np.ndarray]:
     workload = job.workload
     if workload.train is None:
         raise Problem("unsupported", "there are no training rows to ask the original about")
-    filed = context.store.answer(_hash(["teacher", workload.model, workload.train.key, sources(), versions()]))
-    if filed.exists() and (entry := json.loads(filed.read_text())["entry"]) in context.store:
-        return _outputs(context.store.path(entry))
     train = Samples.open(context.store.path(workload.train.key))
-    model = open_module(context.store, workload)
     names = [spec.name for spec in workload.signature.inputs]
-    entry = context.store.add(
-        lambda folder: _write_outputs(folder, model, train, names, job.workload.signature.fixed_batch or BATCH_ROWS)
-    )
-    files.write_json(filed, {"entry": entry})
-    return _outputs(context.store.path(entry))
+    size = workload.signature.fixed_batch or BATCH_ROWS
+
+    def write(folder: Path) -> None:
+        _write_outputs(folder, open_module(context.store, workload), train, names, size)
+
+    return _made_once(context, ["teacher", workload.model, workload.train.key], write)
 
 
 def kept(job: Transform, context: Context, name: str, make: Callable[[], Sequence[np.ndarray]]) -> Sequence[np.ndarray]:
     """What `make` gives for this model and its training rows, read from the store where it was made before."""
     workload = job.workload
-    train = workload.train.key if workload.train else None
-    filed = context.store.answer(_hash(["kept", name, workload.model, train, job.device, sources(), versions()]))
-    if filed.exists() and (entry := json.loads(filed.read_text())["entry"]) in context.store:
-        return _outputs(context.store.path(entry))
 
     def write(folder: Path) -> None:
         for index, array in enumerate(make()):
             np.save(folder / f"{index}.npy", array, allow_pickle=False)
 
+    train = workload.train.key if workload.train else None
+    return _made_once(context, ["kept", name, workload.model, train, job.device], write)
+
+
+def _made_once(context: Context, parts: Sequence[object], write: Callable[[Path], None]) -> Sequence[np.ndarray]:
+    """The arrays that `write` puts into a folder, filed under `parts`, our sources and the versions."""
+    filed = context.store.answer(_hash([*parts, sources(), versions()]))
+    if filed.exists() and (entry := json.loads(filed.read_text())["entry"]) in context.store:
+        return _outputs(context.store.path(entry))
     entry = context.store.add(write)
     files.write_json(filed, {"entry": entry})
     return _outputs(context.store.path(entry))

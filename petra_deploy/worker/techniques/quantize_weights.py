@@ -32,8 +32,8 @@ PHASE = Phase.QUANTIZE
 ORDER = 5
 ACTS_ON: ActsOn = "graph"
 OFF = (
-    "weights of 4 or 8 bits pay where one token is computed at a time; on whole sequences, as in every family "
-    "measured, int8 activations are faster"
+    "weights of 4 or 8 bits are meant for where one token is computed at a time; what they bring on whole sequences "
+    "has not been measured"
 )
 _LINEAR = ("Linear", "MultiheadAttention", "MatMul", "Gemm")
 _LEAST = 1024  # weights of a layer, below which the unpacking is all that it costs
