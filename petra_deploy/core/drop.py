@@ -29,6 +29,7 @@ Array = NDArray[Any]
 _DECISIONS = ("accuracy", "agreement")
 _MOST_ROWS = 20_000  # above, fewer resamples: the interval's own error no longer matters
 _FEWEST_RESAMPLES = 100
+_DECIMALS = 9  # of a drop in points: no split has rows enough to tell more
 
 
 def paired_drop(
@@ -66,8 +67,11 @@ def paired_drop(
 
 
 def points(metric: MetricSpec, baseline: float, value: float) -> float:
-    """How much worse `value` is than `baseline`, in points: 0.01, or 1% of the baseline's value."""
-    return (baseline - value) * _scale(metric, baseline)
+    """How much worse `value` is than `baseline`, in points: 0.01, or 1% of the baseline's value.
+
+    Rounded, so that one row of a hundred is a drop of one point, not of 1.0000000000000009, which is not within one.
+    """
+    return round((baseline - value) * _scale(metric, baseline), _DECIMALS)
 
 
 def _scale(metric: MetricSpec, baseline: float) -> float:

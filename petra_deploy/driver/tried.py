@@ -126,7 +126,7 @@ def _below(engine: Engine, original: Engine | None, drop: Figure, pair: Pair) ->
         return pair.then.must(_score(engine, pair, reference.outputs, pair.then)).drop
     if pair.judging.metric.name != facts.name:
         return None
-    return Figure(value=facts.drop_points + drop.known(), unit="points", n=drop.n,
+    return Figure(value=round(facts.drop_points + drop.known(), 9), unit="points", n=drop.n,
                   note="the manifest's drop and the one between versions, added")  # fmt: skip
 
 

@@ -27,6 +27,14 @@ def test_a_point_is_a_hundredth_of_a_bounded_metric_and_more_is_worse() -> None:
     assert gain.known() == pytest.approx(-3.0)
 
 
+def test_a_row_of_a_hundred_is_one_point_and_so_within_one() -> None:
+    labels = np.arange(100) % 10
+    for wrong in range(90):  # 0.96 - 0.95 is 0.010000000000000009
+        before, after = scores(labels, np.arange(100) >= wrong), scores(labels, np.arange(100) >= wrong + 1)
+        drop, _ = paired_drop(SPECS["accuracy"], before, after, labels)
+        assert drop.known() <= 1.0
+
+
 def test_a_point_of_an_error_is_one_percent_of_the_baselines_value() -> None:
     truth = np.zeros((100, 1))
     before, after = np.ones((100, 1)), np.full((100, 1), 1.05)
