@@ -92,7 +92,10 @@ class CostModel:
         trained = _trained_seconds(outcome)
         self._fixed.append(outcome.seconds - trained)
         expected = epochs_of(outcome.strategy) * self.epoch_seconds(outcome.strategy) / self._correction()
-        if len(trainings(outcome.strategy)) == 1 and expected > 0 and trained > 0.5:
+        alone = (
+            sum("epochs" in step.options for step in outcome.strategy.steps) == 1
+        )  # of several some may be in the store
+        if alone and expected > 0 and trained > 0.5:
             self._ratios.append(trained / expected)
 
     def _correction(self) -> float:
@@ -126,5 +129,6 @@ def _trained_seconds(outcome: Outcome) -> float:
     seconds = facts.get("seconds")
     if not isinstance(seconds, dict):
         return 0.0
-    trained = sum(float(taken) for name, taken in seconds.items() if name.split()[0] == "recover")
+    trains = {step.technique for step in outcome.strategy.steps if "epochs" in step.options}
+    trained = sum(float(taken) for name, taken in seconds.items() if name.split()[0] in trains)
     return trained if trained <= outcome.seconds else 0.0

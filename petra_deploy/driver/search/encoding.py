@@ -66,8 +66,8 @@ class Encoding:
     ) -> Strategy:  # fmt: skip
         """The strategy a genome stands for; `allowance` is a trial's fair share of training, seconds.
 
-        `epochs`, where given, stands for what the allowance would buy; what was trained is trained `again`, for
-        so many epochs each time; quantizers in `broken` give way to the next. The same genome, allowance and
+        `epochs`, where given, stands for what the allowance would buy of recovery training, which is repeated `again`,
+        for so many epochs each time; quantizers in `broken` give way to the next. The same genome, allowance and
         cost model give the same strategy.
         """
         quantizer = self._quantizer(genome.get("quantize", 0.0), broken)
@@ -142,13 +142,16 @@ class Encoding:
                 seconds = allowance * (_SPREAD ** (2 * gene - 1)) / (1 if gene < 0.5 else 1 + (gene - 0.5) * 2)
                 epoch = max(self.cost.epoch_seconds(strategy), 1e-6)
                 epochs = min(max(seconds / epoch, 0.1), knob.high)
-                epochs = epochs if given is None else given
+                recovers = offer is not None and offer.phase is Phase.RECOVER
+                if recovers and given is not None:
+                    epochs = given
                 rounded = round(epochs) if epochs >= 2 else round(epochs, 1)  # the same type, so the same key
-                step = replace(step, options={**step.options, "epochs": rounded})
-            steps.append(step)
-            if knob is not None and offer is not None and offer.phase is Phase.RECOVER:
-                steps += [_gently(step, more) for more in again]
-                again = ()  # the first that trains is trained on
+                steps.append(replace(step, options={**step.options, "epochs": rounded}))
+                if recovers:
+                    steps += [_gently(steps[-1], more) for more in again]
+                    given, again = None, ()  # they are of the first that trains
+            else:
+                steps.append(step)
         return replace(strategy, steps=tuple(steps))
 
     def presets(self) -> list[dict[str, float]]:

@@ -81,3 +81,15 @@ def test_the_model_learns_from_what_trials_took():
     cost.learn(replace(slow, graph=replace(slow.graph, facts={"seconds": {"recover": 60.0}})))
     assert cost.epoch_seconds(strategy) == 3 * before
     assert cost.fixed_seconds() == 10.0
+
+
+def test_a_training_of_which_a_part_may_be_in_the_store_teaches_no_rate_but_what_is_beside_it():
+    plan = simulation.plan(train_seconds_per_row=1e-2)
+    cost = CostModel(plan, fixed=1.0)
+    steps = tuple(Step(technique=name, options={"epochs": 2}) for name in ("recover", "quantize_qat"))
+    strategy = Strategy(steps=steps)
+    before = cost.epoch_seconds(strategy)
+    both = replace(simulation.outcome(2, 0, strategy=strategy), seconds=70.0)
+    cost.learn(replace(both, graph=replace(both.graph, facts={"seconds": {"recover": 40.0, "quantize_qat": 25.0}})))
+    assert cost.epoch_seconds(strategy) == before
+    assert cost.fixed_seconds() == 5.0

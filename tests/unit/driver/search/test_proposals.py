@@ -93,6 +93,17 @@ def test_training_on_repeats_no_other_technique_that_trains():
     assert trainings(strategy) == [8, 8]
 
 
+def test_the_epochs_of_recovery_are_not_those_of_quantization_aware_training():
+    plain = simulation.encoding()
+    knobs = {"epochs": Knob.integer(1, 10, log=True)}
+    quantizer = Offer(technique="quantize_qat", phase=Phase.QUANTIZE, acts_on="module", knobs=knobs, order=-1)
+    encoding = replace(plain, plan=replace(plain.plan, offers=(*plain.plan.offers, quantizer)))
+    strategy = encoding.decode(encoding.presets()[3], allowance=10, epochs=46)
+    epochs = {step.technique: step.options["epochs"] for step in strategy.steps if "epochs" in step.options}
+    assert epochs["recover"] == 46
+    assert epochs["quantize_qat"] <= 10  # its own range
+
+
 def test_where_training_on_brought_little_it_is_asked_no_more():
     encoding = simulation.encoding()
     known = []
