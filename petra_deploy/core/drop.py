@@ -29,7 +29,7 @@ Array = NDArray[Any]
 _DECISIONS = ("accuracy", "agreement")
 _MOST_ROWS = 20_000  # above, fewer resamples: the interval's own error no longer matters
 _FEWEST_RESAMPLES = 100
-_DECIMALS = 9  # of a drop in points: no split has rows enough to tell more
+DECIMALS = 9  # of a drop in points: no split has rows enough to tell more
 
 
 def paired_drop(
@@ -71,7 +71,7 @@ def points(metric: MetricSpec, baseline: float, value: float) -> float:
 
     Rounded, so that one row of a hundred is a drop of one point, not of 1.0000000000000009, which is not within one.
     """
-    return round((baseline - value) * _scale(metric, baseline), _DECIMALS)
+    return round((baseline - value) * _scale(metric, baseline), DECIMALS)
 
 
 def _scale(metric: MetricSpec, baseline: float) -> float:

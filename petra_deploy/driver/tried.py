@@ -13,6 +13,7 @@ from pathlib import Path
 from petra_deploy.core import machine
 from petra_deploy.core.advice import GATE, Judged, Standing, Trial
 from petra_deploy.core.comparison import Comparison
+from petra_deploy.core.drop import DECIMALS
 from petra_deploy.core.errors import BadInput, from_failure
 from petra_deploy.core.job import Build, Compare, Limits, Measure, Scored
 from petra_deploy.core.outcome import Engine, Failed, Figure
@@ -126,7 +127,7 @@ def _below(engine: Engine, original: Engine | None, drop: Figure, pair: Pair) ->
         return pair.then.must(_score(engine, pair, reference.outputs, pair.then)).drop
     if pair.judging.metric.name != facts.name:
         return None
-    return Figure(value=round(facts.drop_points + drop.known(), 9), unit="points", n=drop.n,
+    return Figure(value=round(facts.drop_points + drop.known(), DECIMALS), unit="points", n=drop.n,
                   note="the manifest's drop and the one between versions, added")  # fmt: skip
 
 
