@@ -50,7 +50,7 @@ def confirm(
         measured = [_predicted(outcome, case, limits, session) for outcome in finalists]
     else:
         measured = over_half(_in_turns(list(finalists), case, baseline, limits, session))
-    order = sorted(measured, key=lambda o: -choose.gain(o, goal, case.baseline.bytes if case.baseline else 1))
+    order = sorted(measured, key=lambda o: -choose.rank(o, goal, case.baseline.bytes if case.baseline else 1))
     if sealed is None:
         return chosen_of(order, goal, case.baseline.bytes)
     reference = session.run(score_job(case.baseline, case, sealed.split, "test", None, limits))

@@ -27,6 +27,19 @@ def test_size_as_the_objective_chooses_the_smallest():
     assert choose.best([small, fast], Goal(objective="size"), SIZE) is small
 
 
+def test_of_two_that_are_as_fast_the_smaller_is_the_best():
+    large, small = outcome(10.0, 0, size=SIZE // 20), outcome(9.9, 0, size=SIZE // 60)
+    assert choose.best([large, small], GOAL, SIZE) is small
+    assert choose.best([large, outcome(9.5, 0, size=SIZE // 60)], GOAL, SIZE) is large
+    assert choose.value(small, GOAL, SIZE) < choose.value(large, GOAL, SIZE)
+    assert choose.finalists([large, small], GOAL, SIZE)[0] is small
+
+
+def test_of_two_that_are_as_small_the_faster_is_the_best():
+    slow, fast = outcome(2, 0, size=SIZE // 50), outcome(9, 0, size=SIZE // 50)
+    assert choose.best([slow, fast], Goal(objective="size"), SIZE) is fast
+
+
 def test_finalists_are_the_fastest_at_growing_margins_fastest_first():
     bold, likely, safe = outcome(30, 0.7, error=0.2), outcome(20, 0.5, error=0.2), outcome(10, 0.1, error=0.2)
     lossy = outcome(90, 3.0, error=0.2)
