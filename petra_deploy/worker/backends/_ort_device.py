@@ -2,7 +2,7 @@
 
     providers({"provider": "cuda"})         # what InferenceSession is given
     check(session, settings)                # raises where ONNX Runtime went on without the provider
-    Replay(session).run(None, feeds)        # a CUDA graph, captured once a shape
+    Replay(session).run(feeds)              # a CUDA graph, captured once a shape
 
 Sources: ONNX Runtime documentation, "CUDA Execution Provider" and "TensorRT Execution Provider".
 """
@@ -111,7 +111,7 @@ class Replay:
         self._sets: dict[tuple[tuple[int, ...], ...], tuple[Any, Any, dict[str, Any], list[Any]]] = {}
         self._names = [spec.name for spec in session.get_inputs()]
 
-    def run(self, _: None, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         key = tuple(feeds[name].shape for name in self._names)
         if key not in self._sets:
             self._sets[key] = self._bind(feeds, number=len(self._sets) + 1)

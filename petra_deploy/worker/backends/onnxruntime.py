@@ -10,9 +10,11 @@ slower than the nodes it replaces, so whether to fuse it is a knob. Never loads 
 """
 
 import collections
+import functools
 import shutil
+import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +34,7 @@ from petra_deploy.core.plan import Knob
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Signature
 from petra_deploy.worker.backends import _doors, _ort_trace
+from petra_deploy.worker.backends import _ort_bound as bound
 from petra_deploy.worker.backends import _ort_device as device
 from petra_deploy.worker.measure.calls import timed_us
 
@@ -41,6 +44,7 @@ _LEVELS = {
     "basic": "ORT_ENABLE_BASIC",
     "none": "ORT_DISABLE_ALL",
 }
+_SHORT_US, _TRIED = 50.0, 20  # a call in which 2 us can be seen; calls that tell
 _SKIP_LAYER_NORM, _SKIP_LAYER_NORM_NODE = "SkipLayerNormFusion", "SkipLayerNormalization"
 
 
@@ -56,6 +60,7 @@ class Settings(Data):
     provider: Literal["cpu", "cuda", "tensorrt"] | None = None  # None: by the target's device
     cuda_graph: Literal["auto", "on", "off"] = "auto"  # capture a call once a shape, replay it; auto: where it can be
     channels: Literal["auto", "first", "last"] = "auto"  # of convolutions on a GPU; auto: last, where it runs so
+    io_binding: Literal["off", "on"] = "off"  # on a processor: a call takes 2 us less, and its arrays stay in memory
 
     def disabled(self) -> list[str]:
         extra = {_SKIP_LAYER_NORM} if self.fusions == "no_skip_layer_norm" else set()
@@ -67,16 +72,16 @@ def obstacles(target: Target) -> tuple[str, ...]:
 
 
 def knobs(target: Target) -> dict[str, Knob]:
-    knobs = {"fusions": Knob.choice("default", "no_skip_layer_norm")}
-    return knobs if target.device == "cpu" else {**knobs, **device.knobs()}
+    fusions = {"fusions": Knob.choice("default", "no_skip_layer_norm")}
+    return fusions | ({"io_binding": Knob.choice("off", "on")} if target.device == "cpu" else device.knobs())
 
 
 def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, object], folder: Path) -> Engine:
     """Put `model.onnx` into `folder`, and show that it opens and runs with these settings.
 
     The engine's key is empty: who publishes the folder knows it. Raises Problem "unsupported"
-    where ONNX Runtime refuses the graph, "mismatch" where its doors are not the signature's, "extra" where
-    the target is a CUDA device and this ONNX Runtime was built without.
+    where ONNX Runtime refuses the graph or its outputs cannot be bound, "mismatch" where its doors are not the
+    signature's, "extra" where the target is a CUDA device and this ONNX Runtime was built without.
     """
     wanted = files.decode(dict(settings), Settings, "the runtime settings")
     resolved = asdict(wanted) | {"threads": wanted.threads or target.threads}
@@ -85,6 +90,11 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
     device.require(resolved["provider"])
     if resolved["provider"] == "cpu":
         resolved |= {"cuda_graph": "off", "channels": "first"}
+    elif wanted.io_binding == "on":
+        raise Problem("unsupported", "io_binding is for processors; on a GPU cuda_graph keeps its buffers")
+    unbound = bound.obstacle(graph.signature)
+    if wanted.io_binding == "on" and unbound:
+        raise Problem("unsupported", f"io_binding: {unbound}", "leave it off")
     shutil.copyfile(model, folder / "model.onnx")
     facts: dict[str, object] = {}
     for name, better, plain in (("channels", "last", "first"), ("cuda_graph", "on", "off")):
@@ -96,11 +106,15 @@ def build(graph: Graph, model: Path, target: Target, settings: Mapping[str, obje
         with Session(folder / "model.onnx", resolved, optimized=optimized) as runner:
             _doors.check(graph.signature, runner.inputs, runner.outputs)
             _doors.tried(runner.run, graph.signature, runner.inputs)
+            short = resolved["provider"] == "cpu" and not unbound and _is_short(runner, graph.signature)
         operators = _operators(optimized)
         may_saturate = _may_saturate(optimized, operators)
     facts |= {"operators": operators, "may_saturate": may_saturate}
+    alternatives = {"io_binding": "on"} if short else {}
     if _SKIP_LAYER_NORM_NODE in operators:  # slower than what it stands for, in some graphs
-        facts["alternatives"] = {"fusions": "no_skip_layer_norm"}
+        alternatives["fusions"] = "no_skip_layer_norm"
+    if alternatives:
+        facts["alternatives"] = alternatives
     if resolved["provider"] != "cpu":
         facts["nodes"] = device.nodes_by_provider(folder / "model.onnx", _options(wanted, None), resolved,
                                                   _doors.examples(graph.signature, 1))  # fmt: skip
@@ -158,25 +172,32 @@ class Session:
         except Exception as error:  # ONNX Runtime's errors share no base of their own
             raise Problem("unsupported", f"ONNX Runtime refuses the model: {_sentence(error)}") from error
         device.check(self._session, settings)
-        self._replay = device.Replay(self._session) if chosen.cuda_graph == "on" else None
         self._padding = padding
         self.inputs: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.outputs: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        self._call = self._way(chosen)
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:
         """Raises Problem "unsupported" where the engine cannot run on these feeds."""
         try:
-            outputs: list[NDArray[Any]] = (self._replay or self._session).run(None, feeds)
+            return self._call(feeds)
         except Exception as error:
             raise Problem("unsupported", f"the engine cannot run: {_sentence(error)}") from error
-        return outputs
+
+    def _way(self, chosen: Settings) -> Callable[[Mapping[str, NDArray[Any]]], list[NDArray[Any]]]:
+        """How a call is made."""
+        if chosen.cuda_graph == "on":
+            return device.Replay(self._session).run
+        if chosen.io_binding == "on":
+            return bound.Bound(self._session, self.outputs).run
+        return functools.partial(self._session.run, list(self.outputs))
 
     def traced(self) -> Path:
         """The profiler's file of all calls so far, of a session that was opened with `trace`."""
         return Path(self._session.end_profiling())
 
     def close(self) -> None:
-        self._session = self._padding = self._replay = None
+        self._session = self._padding = self._call = None  # type: ignore[assignment]
 
     def __enter__(self) -> Self:
         return self
@@ -195,6 +216,12 @@ def _refused(model: Path, settings: Mapping[str, object], signature: Signature) 
     except Problem as problem:
         return problem.reason
     return ""
+
+
+def _is_short(runner: Session, signature: Signature) -> bool:
+    """Whether a call takes so little that the way it is made counts; not known where sizes are left to the data."""
+    feeds = {name: values for name, values in _doors.examples(signature, 1).items() if name in runner.inputs}
+    return bool(feeds) and statistics.median(timed_us(runner.run, [feeds], _TRIED)) < _SHORT_US
 
 
 def _options(settings: Settings, optimized: Path | None) -> Any:

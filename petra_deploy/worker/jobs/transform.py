@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import torch
 
@@ -30,7 +31,7 @@ from petra_deploy.core.outcome import Graph
 from petra_deploy.core.plan import Phase
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.strategy import Step
-from petra_deploy.worker.artifact import graph
+from petra_deploy.worker.artifact import graph, names
 from petra_deploy.worker.context import Context
 from petra_deploy.worker.jobs import _prefix
 from petra_deploy.worker.model import parity
@@ -95,9 +96,13 @@ def run(job: Transform, context: Context) -> Graph:
     try:
         work = Work(job, context, scratch, Samples.open(context.store.path(job.workload.calibration.key)))
         path = _from_graph(work, steps) if job.workload.is_graph and not on_module else _from_module(work, steps)
-        key = context.store.add(lambda folder: shutil.copyfile(path, folder / "model.onnx"))
-        facts = {**work.facts, "seconds": work.seconds}
-        return Graph(key=key, signature=job.workload.signature, bytes=path.stat().st_size, facts=facts)
+        model = onnx.load(path)
+        names.shorten(model)
+        key = context.store.add(lambda folder: onnx.save(model, folder / "model.onnx"))
+        size = (context.store.path(key) / "model.onnx").stat().st_size
+        return Graph(
+            key=key, signature=job.workload.signature, bytes=size, facts={**work.facts, "seconds": work.seconds}
+        )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

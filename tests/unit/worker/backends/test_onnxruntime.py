@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from petra_deploy.core.store import Store
 from petra_deploy.core.workload import Signature, TensorSpec
 from petra_deploy.worker.backends import onnxruntime as backend
 from tests.unit.worker.nets import CPU, SIDE, add_graph, signature
+
+RNG = np.random.default_rng(0)
 
 
 def build(store: Store, graph: Graph, folder: Path, **settings: object) -> Engine:
@@ -43,7 +46,10 @@ def test_the_facts_count_the_operators_that_the_runtime_made(store: Store, tmp_p
     assert plain["Relu"] == 2
 
 
-def test_a_fused_skip_connection_is_named_as_worth_another_setting(store: Store, tmp_path: Path) -> None:
+def test_a_fused_skip_connection_is_named_as_worth_another_setting(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_SHORT_US", 0.0)  # no call is
     assert "alternatives" not in build(store, add_graph(store), tmp_path).facts
     wide = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3, 8]) for name in ("x", "y", "z")]
     nodes = [
@@ -68,7 +74,56 @@ def test_every_value_of_every_knob_builds(store: Store, tmp_path: Path) -> None:
             folder.mkdir()
             engine = build(store, graph, folder, **{name: choice})
             assert engine.settings[name] == choice
-            assert ("SkipLayerNormFusion" in str(engine.settings["disabled_optimizers"])) is (choice != "default")
+            assert ("SkipLayerNormFusion" in str(engine.settings["disabled_optimizers"])) is (
+                choice == "no_skip_layer_norm"
+            )
+
+
+def test_binding_is_named_as_worth_a_try_where_a_call_is_short(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backend, "_SHORT_US", 1e9)  # every call is
+    assert build(store, add_graph(store), tmp_path).facts["alternatives"] == {"io_binding": "on"}
+
+
+def test_bound_calls_answer_as_ordinary_ones_with_arrays_of_the_callers_own(store: Store, tmp_path: Path) -> None:
+    engine = build(store, add_graph(store), tmp_path, io_binding="on")
+    images = [RNG.standard_normal((rows, 3, SIDE, SIDE)).astype(np.float32) for rows in (1, 3, 1, 2, 3)]
+    with backend.open(tmp_path, engine.settings) as bound, backend.open(tmp_path, {"threads": 1}) as plain:
+        answers = [bound.run({"image": image})[0] for image in images]
+        for image, answer in zip(images, answers, strict=True):  # none was overwritten by a later call
+            np.testing.assert_array_equal(answer, plain.run({"image": image})[0])
+        turned = np.asfortranarray(images[1])
+        np.testing.assert_array_equal(bound.run({"image": turned})[0], answers[1])
+        with pytest.raises(Problem, match="cannot run"):
+            bound.run({"image": images[0].astype(np.float64)})
+        many = [np.ones((rows, 3, SIDE, SIDE), np.float32) for rows in range(1, 25)]  # more shapes than have buffers
+        assert [len(bound.run({"image": image})[0]) for image in many] == list(range(1, 25))
+
+
+def test_bound_calls_of_several_threads_do_not_mix(store: Store, tmp_path: Path) -> None:
+    engine = build(store, add_graph(store, (8, 8)), tmp_path, io_binding="on")
+    images = [RNG.standard_normal((2, 3, SIDE, SIDE)).astype(np.float32) for _ in range(8)]
+    with backend.open(tmp_path, engine.settings) as bound, ThreadPoolExecutor(8) as pool:
+        expected = [bound.run({"image": image})[0] for image in images]
+        found = list(pool.map(lambda n: bound.run({"image": images[n % 8]})[0], range(400)))
+    for number, answer in enumerate(found):
+        np.testing.assert_array_equal(answer, expected[number % 8])
+
+
+def test_outputs_whose_size_the_values_decide_cannot_be_bound(store: Store, tmp_path: Path) -> None:
+    doors = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch"])]
+    outs = [helper.make_tensor_value_info("where", TensorProto.INT64, [1, "found"])]
+    graph = helper.make_graph([helper.make_node("NonZero", ["x"], ["where"])], "g", doors, outs)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    key = store.add(lambda folder: onnx.save(model, folder / "model.onnx"))
+    x = TensorSpec(name="x", dtype="float32", shape=("batch",))
+    where = TensorSpec(name="where", dtype="int64", shape=(1, "found"))
+    graph = Graph(key=key, signature=Signature(inputs=(x,), outputs=(where,)), bytes=1)
+    assert "alternatives" not in build(store, graph, tmp_path).facts
+    with pytest.raises(Problem, match="'where' has a dimension 'found' that no input has") as caught:
+        build(store, graph, tmp_path, io_binding="on")
+    assert caught.value.kind == "unsupported"
 
 
 def test_a_fixed_batch_is_run_at_that_size(store: Store, tmp_path: Path) -> None:

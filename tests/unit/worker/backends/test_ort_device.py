@@ -41,6 +41,6 @@ def test_on_the_processor_nothing_of_a_gpu_is_asked(store: Store, tmp_path: Path
     engine = backend.build(graph, store.path(graph.key) / "model.onnx", CPU, {}, tmp_path)
     assert (engine.settings["provider"], engine.settings["cuda_graph"]) == ("cpu", "off")
     assert device.providers(engine.settings) == ["CPUExecutionProvider"]
-    assert set(backend.knobs(CPU)) == {"fusions"}
+    assert set(backend.knobs(CPU)) == {"fusions", "io_binding"}
     assert {"cuda_graph", "channels"} <= set(backend.knobs(GPU))
     assert "nodes" not in engine.facts
