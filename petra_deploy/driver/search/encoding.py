@@ -240,6 +240,16 @@ class Encoding:
             found += [one for one in steps if one != genome and one not in found]
         return found + begun
 
+    def joined(self, genome: Genome, other: Genome) -> dict[str, float] | None:
+        """`genome` with the strengths of `other` that it leaves out; None where there is none."""
+        begun = {}
+        for offer, name, knob in self._strengths():
+            gene = f"{offer.technique}.{name}"
+            ours, theirs = (strength_of(knob, each.get(gene, 0.0)) for each in (genome, other))
+            if ours < _LEAST <= theirs:
+                begun[gene] = other[gene]
+        return {**genome, **begun} if begun else None
+
     def _strengths(self) -> Iterator[tuple[Offer, str, Knob]]:
         """(offer, option, knob) of what makes the model smaller."""
         for offer in self.plan.offers:

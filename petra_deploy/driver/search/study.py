@@ -10,12 +10,12 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from petra_deploy.core import files, registry
 from petra_deploy.core.errors import NotMet, OutOfDisk
@@ -30,8 +30,9 @@ from petra_deploy.driver.search.encoding import Encoding
 Evaluate = Callable[[Strategy, float], Outcome]  # (strategy, seconds it may take)
 _EPOCHS, _ROWS = 3.0, 6000  # a training should see: its rows so often, or so many
 _ASKED = 4.0  # where a number of trials was asked for, each may have this much less training than it would do well with
+_WORTH = 1.1  # times faster, below which a step that went on was not worth it
 _ON = 0.25  # of the time left, the most for training on what was trained
-_ASKED_WITH = ("epochs", "again", "worth", "extra", "rung", "step")  # attributes of a trial that was enqueued
+_ASKED_WITH = ("epochs", "again", "worth", "extra", "rung", "step", "before")  # attributes of a trial that was enqueued
 _DUPLICATES = 25  # asks in a row that decode to known strategies before the space counts as used up
 
 
@@ -144,6 +145,7 @@ class Search:
         ):
             if self.trials is None or len(self.outcomes) + waiting < self.trials:
                 asked = {"epochs": proposal.epochs, "again": list(proposal.again), "worth": proposal.worth}
+                asked |= {"before": trial.user_attrs["before"]} if "before" in trial.user_attrs else {}
                 study.enqueue_trial(proposal.genome, user_attrs=asked)
                 waiting += 1
 
@@ -178,10 +180,24 @@ class Search:
         start = next((trial for trial in ours if trial.user_attrs["strategy"] == plain), None)
         if start is None or ("step" in ours[-1].user_attrs and ours[-1].number != start.number):
             return
-        steps = self.encoding.further(start.params)
-        tried = sum(trial.user_attrs.get("step") == start.number for trial in trials)
-        if tried < len(steps):
-            study.enqueue_trial(steps[tried], user_attrs={"step": start.number})
+        tried = [trial.params for trial in trials if trial.user_attrs.get("step") == start.number]
+        step = next((step for step in self._steps(start, ours) if step not in tried), None)
+        if step is not None:
+            study.enqueue_trial(step, user_attrs={"step": start.number, "before": start.number})
+
+    def _steps(self, start: FrozenTrial, ours: Sequence[FrozenTrial]) -> list[dict[str, float]]:
+        """With what did well without it; then steps on; last what goes on as a step did that bought little."""
+        drops = Drops(self.outcomes)
+        gains = {trial.number: self._gain(outcome) for trial, outcome in zip(ours, self.outcomes, strict=True)}
+        held = [t for t, o in zip(ours, self.outcomes, strict=True) if choose.feasible(o, self.goal, drops)]
+        good = [trial for trial in held if gains[trial.number] ** 2 > gains[start.number]]
+        others = [self.encoding.joined(start.params, t.params) for t in sorted(good, key=lambda t: -gains[t.number])]
+        steps = [step for step in others if step is not None] + self.encoding.further(start.params)
+        before = next((t for t in ours if t.number == start.user_attrs.get("before")), None)
+        if before is None or gains[start.number] > _WORTH * gains[before.number]:
+            return steps
+        spent = {name for name, gene in start.params.items() if gene != before.params[name]}
+        return sorted(steps, key=lambda step: all(step[name] == start.params[name] or name in spent for name in step))
 
     def _remember(self, outcome: Outcome, told: float | None) -> None:
         self.outcomes.append(outcome)

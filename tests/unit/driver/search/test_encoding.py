@@ -161,6 +161,16 @@ def test_a_step_on_makes_every_strength_in_use_stronger_then_each_by_itself():
     assert all(option(singly[1], "prune", "ratios")[name] > ratio for name, ratio in ratios.items())
 
 
+def test_what_another_has_and_this_one_leaves_out_is_joined_to_it():
+    encoding = simulation.encoding()
+    narrow = {**encoding.presets()[2], "drop_blocks.blocks": 0.0}
+    shallow = {**encoding.presets()[3], "prune.ratios": 0.0}
+    both = encoding.joined(narrow, shallow)
+    assert both == {**narrow, "drop_blocks.blocks": shallow["drop_blocks.blocks"]}
+    assert encoding.joined(both, shallow) is None
+    assert encoding.joined(narrow, narrow) is None
+
+
 def test_there_is_no_step_on_from_the_strongest():
     encoding = simulation.encoding()
     genome = {**encoding.presets()[-1], "prune.ratios": 1.0, "drop_blocks.blocks": 1.0}

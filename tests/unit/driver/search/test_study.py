@@ -204,3 +204,25 @@ def test_a_step_is_taken_once_from_each_best(tmp_path):
     steps = [json.dumps([t.user_attrs["step"], t.params]) for t in study.trials if "step" in t.user_attrs]
     assert len(steps) >= 3
     assert len(set(steps)) == len(steps)
+
+
+def test_two_that_did_well_apart_are_tried_together_before_more_of_what_buys_little():
+    """Narrower layers and fewer pixels each hold; beyond a point narrower ones are hardly faster."""
+    encoding = simulation.encoding()
+    pixels = Offer(technique="downscale", phase=Phase.SHRINK, acts_on="module",
+                   knobs={"share": Knob.real(0.0, 0.75, strength=True)})  # fmt: skip
+    encoding = replace(encoding, plan=replace(encoding.plan, offers=(*encoding.plan.offers, pixels)))
+
+    def evaluate(strategy, left):
+        options = {step.technique: step.options for step in strategy.steps}
+        width = max(map(float, options.get("prune", {"ratios": {"": 0.0}})["ratios"].values()))
+        smaller = float(options.get("downscale", {"share": 0.0})["share"])
+        trained = [step.technique for step in strategy.steps].count("recover")
+        drop = 6.0 if options.get("drop_blocks") or smaller > 0.6 else 1.4 if width > 0.1 and trained < 2 else 0.2
+        speedup = (3.0 + 3.3 * (width > 0.3) + 0.4 * width) * (2 if smaller > 0.3 else 1)
+        return simulation.outcome(speedup, drop, strategy=strategy)
+
+    outcomes = replace(search(trials=14, evaluate=evaluate), encoding=encoding).run()
+    best = choose.best(outcomes, Goal(), simulation.SIZE)
+    assert {"downscale", "prune"} <= {step.technique for step in best.strategy.steps}
+    assert best.measurement.speedup.value > 12
