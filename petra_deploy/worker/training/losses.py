@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from petra_deploy.core.errors import Problem
+from petra_deploy.core.scores import agree_by_class, class_axis
 from petra_deploy.core.workload import MetricSpec
 
 Array = NDArray[Any]
@@ -186,16 +187,12 @@ def _logits(output: Output, values: Tensor) -> Tensor:
 
 def _class_axis(values: Array, labels: Array | None, metric: MetricSpec) -> int | None:
     """The axis of the classes, None where the outputs are no scores of several classes."""
-    if values.ndim < 2:
-        return None
     if labels is not None and np.issubdtype(labels.dtype, np.integer):
-        for axis in (values.ndim - 1, 1):
-            classes = values.shape[axis]
-            if classes > 1 and labels.shape == values.shape[:axis] + values.shape[axis + 1 :]:
-                return axis if labels.max(initial=0) < classes else None
+        axis = class_axis(values.shape, labels.shape)
+        if axis is not None and values.shape[axis] > 1:
+            return axis if labels.max(initial=0) < values.shape[axis] else None
     classlike = metric.name in _CLASS_METRICS or metric.name == "agreement"
-    fits = values.ndim in (2, 3) and values.shape[-1] > 1
-    return values.ndim - 1 if classlike and labels is None and fits else None
+    return values.ndim - 1 if classlike and labels is None and agree_by_class(values) else None
 
 
 def _yes_no(values: Array, labels: Array | None, metric: MetricSpec) -> bool:
