@@ -32,7 +32,7 @@ _EPOCHS, _ROWS = 3.0, 6000  # a training should see: its rows so often, or so ma
 _ASKED = 4.0  # where a number of trials was asked for, each may have this much less training than it would do well with
 _WORTH = 1.1  # times faster, below which a step that went on was not worth it
 _ON = 0.25  # of the time left, the most for training on what was trained
-_ASKED_WITH = ("epochs", "again", "worth", "extra", "rung", "step", "before")  # attributes of a trial that was enqueued
+_ASKED_WITH = ("epochs", "again", "worth", "extra", "rung", "step", "before", "joined")  # of a trial that was enqueued
 _DUPLICATES = 25  # asks in a row that decode to known strategies before the space counts as used up
 
 
@@ -180,24 +180,41 @@ class Search:
         start = next((trial for trial in ours if trial.user_attrs["strategy"] == plain), None)
         if start is None or ("step" in ours[-1].user_attrs and ours[-1].number != start.number):
             return
+        asked: dict[str, Any] = {"step": start.number, "before": start.number}
+        joined = [trial.user_attrs["joined"] for trial in trials if "joined" in trial.user_attrs]
+        for step in self._joins(start, ours):
+            begun = sorted(name for name in step if step[name] != start.params[name])
+            if begun not in joined:
+                study.enqueue_trial(step, user_attrs={**asked, "joined": begun})
+                return
         tried = [trial.params for trial in trials if trial.user_attrs.get("step") == start.number]
-        step = next((step for step in self._steps(start, ours) if step not in tried), None)
-        if step is not None:
-            study.enqueue_trial(step, user_attrs={"step": start.number, "before": start.number})
+        further = next((step for step in self._steps(start, ours) if step not in tried), None)
+        if further is not None:
+            study.enqueue_trial(further, user_attrs=asked)
 
-    def _steps(self, start: FrozenTrial, ours: Sequence[FrozenTrial]) -> list[dict[str, float]]:
-        """With what did well without it; then steps on; last what goes on as a step did that bought little."""
-        drops = Drops(self.outcomes)
-        gains = {trial.number: self._gain(outcome) for trial, outcome in zip(ours, self.outcomes, strict=True)}
+    def _joins(self, start: FrozenTrial, ours: Sequence[FrozenTrial]) -> list[dict[str, float]]:
+        """`start` with the strengths that others did well with and it leaves out, of the fastest first.
+
+        The same strengths are joined but once a run: where they held, later bests have them; where not, nor would they.
+        """
+        drops, gains = Drops(self.outcomes), self._gains(ours)
         held = [t for t, o in zip(ours, self.outcomes, strict=True) if choose.feasible(o, self.goal, drops)]
         good = [trial for trial in held if gains[trial.number] ** 2 > gains[start.number]]
-        others = [self.encoding.joined(start.params, t.params) for t in sorted(good, key=lambda t: -gains[t.number])]
-        steps = [step for step in others if step is not None] + self.encoding.further(start.params)
-        before = next((t for t in ours if t.number == start.user_attrs.get("before")), None)
+        met = [self.encoding.joined(start.params, t.params) for t in sorted(good, key=lambda t: -gains[t.number])]
+        return [step for step in met if step is not None]
+
+    def _steps(self, start: FrozenTrial, ours: Sequence[FrozenTrial]) -> list[dict[str, float]]:
+        """Steps on from `start`; last what goes on as the step that led there, where that bought little."""
+        steps, gains = self.encoding.further(start.params), self._gains(ours)
+        before = next((trial for trial in ours if trial.number == start.user_attrs.get("before")), None)
         if before is None or gains[start.number] > _WORTH * gains[before.number]:
             return steps
         spent = {name for name, gene in start.params.items() if gene != before.params[name]}
         return sorted(steps, key=lambda step: all(step[name] == start.params[name] or name in spent for name in step))
+
+    def _gains(self, ours: Sequence[FrozenTrial]) -> dict[int, float]:
+        """Trial number -> gain."""
+        return {trial.number: self._gain(outcome) for trial, outcome in zip(ours, self.outcomes, strict=True)}
 
     def _remember(self, outcome: Outcome, told: float | None) -> None:
         self.outcomes.append(outcome)

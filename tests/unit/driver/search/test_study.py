@@ -206,8 +206,8 @@ def test_a_step_is_taken_once_from_each_best(tmp_path):
     assert len(set(steps)) == len(steps)
 
 
-def test_two_that_did_well_apart_are_tried_together_before_more_of_what_buys_little():
-    """Narrower layers and fewer pixels each hold; beyond a point narrower ones are hardly faster."""
+def _apart(tmp_path, trials, together):
+    """Narrower layers and fewer pixels each hold, both drop `together`; very narrow ones are hardly faster."""
     encoding = simulation.encoding()
     pixels = Offer(technique="downscale", phase=Phase.SHRINK, acts_on="module",
                    knobs={"share": Knob.real(0.0, 0.75, strength=True)})  # fmt: skip
@@ -219,10 +219,24 @@ def test_two_that_did_well_apart_are_tried_together_before_more_of_what_buys_lit
         smaller = float(options.get("downscale", {"share": 0.0})["share"])
         trained = [step.technique for step in strategy.steps].count("recover")
         drop = 6.0 if options.get("drop_blocks") or smaller > 0.6 else 1.4 if width > 0.1 and trained < 2 else 0.2
+        drop = max(drop, together) if width > 0.1 and smaller > 0.1 else drop
         speedup = (3.0 + 3.3 * (width > 0.3) + 0.4 * width) * (2 if smaller > 0.3 else 1)
         return simulation.outcome(speedup, drop, strategy=strategy)
 
-    outcomes = replace(search(trials=14, evaluate=evaluate), encoding=encoding).run()
+    outcomes = replace(search(tmp_path, trials=trials, evaluate=evaluate), encoding=encoding).run()
+    study = optuna.load_study(study_name="petra", storage=f"sqlite:///{tmp_path}/study.db")
+    return outcomes, [trial.user_attrs["joined"] for trial in study.trials if "joined" in trial.user_attrs]
+
+
+def test_two_that_did_well_apart_are_tried_together_before_more_of_what_buys_little(tmp_path):
+    outcomes, joined = _apart(tmp_path, 14, together=0.0)
     best = choose.best(outcomes, Goal(), simulation.SIZE)
     assert {"downscale", "prune"} <= {step.technique for step in best.strategy.steps}
     assert best.measurement.speedup.value > 12
+    assert joined == [["downscale.share"]]
+
+
+def test_two_that_do_not_hold_together_are_tried_so_once(tmp_path):
+    _, joined = _apart(tmp_path, 40, together=6.0)
+    assert ["downscale.share"] in joined
+    assert len({tuple(names) for names in joined}) == len(joined)
