@@ -86,6 +86,17 @@ def test_binding_is_named_as_worth_a_try_where_a_call_is_short(
     assert build(store, add_graph(store), tmp_path).facts["alternatives"] == {"io_binding": "on"}
 
 
+def test_a_long_call_is_made_once_more_to_see_that_it_is_not_short(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    run = backend.Session.run
+    monkeypatch.setattr(backend.Session, "run", lambda self, feeds: calls.append(1) or run(self, feeds))
+    monkeypatch.setattr(backend, "_SHORT_US", 0.0)  # every call is long
+    build(store, add_graph(store), tmp_path)
+    assert len(calls) == 3  # one row, two rows, one row again
+
+
 def test_bound_calls_answer_as_ordinary_ones_with_arrays_of_the_callers_own(store: Store, tmp_path: Path) -> None:
     engine = build(store, add_graph(store), tmp_path, io_binding="on")
     images = [RNG.standard_normal((rows, 3, SIDE, SIDE)).astype(np.float32) for rows in (1, 3, 1, 2, 3)]
