@@ -99,10 +99,8 @@ def run(job: Transform, context: Context) -> Graph:
         model = onnx.load(path)
         names.shorten(model)
         key = context.store.add(lambda folder: onnx.save(model, folder / "model.onnx"))
-        size = (context.store.path(key) / "model.onnx").stat().st_size
-        return Graph(
-            key=key, signature=job.workload.signature, bytes=size, facts={**work.facts, "seconds": work.seconds}
-        )
+        facts = {**work.facts, "seconds": work.seconds}
+        return Graph(key=key, signature=job.workload.signature, bytes=model.ByteSize(), facts=facts)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 

@@ -2,10 +2,12 @@
 
 import copy
 import dataclasses
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from torch import Tensor, nn
@@ -60,6 +62,17 @@ def test_a_quantized_graph_says_how_far_it_is_from_the_float_model(run: Inline, 
     parity = graph.facts["parity"]
     assert 0.95 < parity["float"]["output"]["cosine"] < 1.0  # type: ignore[index]
     assert graph.bytes < 0.5 * run.must(Transform(workload=workload, strategy=Strategy())).bytes
+
+
+def test_what_is_kept_has_short_names_but_for_doors_and_layers(run: Inline, workload: Workload) -> None:
+    graph = run.must(Transform(workload=workload, strategy=Strategy(steps=(INC,))))
+    kept = onnx.load(run.store.path(graph.key) / "model.onnx").graph
+    assert not kept.value_info
+    outputs = {spec.name for spec in graph.signature.outputs}
+    made = {name for node in kept.node for name in node.output} - outputs
+    assert made
+    assert all(re.fullmatch(r"t\d+", name) for name in made)
+    assert graph.bytes == (run.store.path(graph.key) / "model.onnx").stat().st_size
 
 
 @pytest.mark.parametrize(("factor", "same"), [(2.0, True), (2.5, False)])
