@@ -92,7 +92,8 @@ def optimize(family: str, seed: int, what: str, options: list[str]) -> Record:
     }
     if done.returncode or not done.stdout.strip():
         last = (folder / f"{what}.log").read_text().strip().splitlines()
-        return record | {"why": next((line for line in reversed(last) if "error" in line), f"exit {done.returncode}")}
+        why = next((line for line in reversed(last) if "error" in line), f"exit {done.returncode}")
+        return record | {"why": why.partition("; the nearest is kept in ")[0]}
     said = json.loads(done.stdout)
     metric, front = said["metric"], json.loads((out / "front.json").read_text())
     speedups = front["outcomes"][front["best"]]["measurement"]["speedups"]
@@ -149,7 +150,7 @@ def file(record: Record) -> None:
     known = read()
     same = [r for r in known if all(r[key] == record[key] for key in ("family", "seed", "what"))]
     rest = [r for r in known if r not in same]
-    RECORDS.write_text(json.dumps([*rest, record], indent=1) + "\n")
+    RECORDS.write_text("[\n" + ",\n".join(map(json.dumps, [*rest, record])) + "\n]\n")
     print(line(record), flush=True)
 
 
@@ -158,18 +159,20 @@ def read() -> list[Record]:
 
 
 def line(record: Record) -> str:
-    """A row of the table."""
-    told = FAMILIES[record["family"]]
-    cells = [told.title, str(record["seed"]), record["what"]]
+    """A row of the table: of what the search found, or of a technique alone."""
+    told, searched = FAMILIES[record["family"]], record["what"] == "search"
+    cells = [told.title, str(record["seed"])] if searched else [record["what"], told.title]
     if "why" in record:
-        cells += ["", "", "", "", "", record["why"].removeprefix("error: ")]
+        why = record["why"].removeprefix("error: ").removeprefix("no strategy met the budget: ")
+        cells += ["", "", "", "", why] if searched else ["", "", "", why]
     else:
-        cells += [_ratio(each) for each in record["speedups"]]
         drop = record["drop"]
-        cells += [f"{record['smaller']:.0f}x", f"{told.metric} {record['baseline']:.3f}"]
-        cells.append(f"{drop['value']:.2f} [{drop['low']:.2f}, {drop['high']:.2f}]")
-        cells.append(f"{' + '.join(record['techniques'])}; {record['trials']} candidates, {record['seconds']} s")
-    cells.append(f"{_figures(told.least)} (aim {_figures(told.aim)})" if record["what"] == "search" else "")
+        cells += [*(_ratio(each) for each in record["speedups"]), f"{record['smaller']:.3g}x"]
+        cells += [f"{told.metric} {record['baseline']:.3f}"] if searched else []
+        cells += [f"{drop['value']:.2f} [{drop['low']:.2f}, {drop['high']:.2f}]"]
+    if searched:
+        how = "" if "why" in record else f"{' + '.join(record['techniques'])}; {record['trials']} candidates, "
+        cells += [f"{how}{record['seconds']} s", f"{_figures(told.least)} (aim {_figures(told.aim)})"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -183,10 +186,11 @@ def _ratio(speedup: Record) -> str:
 
 
 def table() -> None:
-    heads = (
+    """Two tables: what the search found, by family; and each technique alone, by technique."""
+    order = list(FAMILIES)
+    found = (
         "family",
         "seed",
-        "what",
         "batch 1",
         "batch 16",
         "file smaller",
@@ -195,9 +199,17 @@ def table() -> None:
         "how",
         "asked",
     )
+    single = ("technique", "family", "batch 1", "batch 16", "file smaller", "drop on test, points")
+    searched = [r for r in read() if r["what"] == "search"]
+    alone = [r for r in read() if r["what"] != "search"]
+    _print(found, sorted(searched, key=lambda r: (order.index(r["family"]), r["seed"])))
+    print()
+    _print(single, sorted(alone, key=lambda r: (r["what"], order.index(r["family"]), r["seed"])))
+
+
+def _print(heads: tuple[str, ...], records: list[Record]) -> None:
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
-    order = list(FAMILIES)
-    for record in sorted(read(), key=lambda r: (r["what"] != "search", order.index(r["family"]), r["seed"], r["what"])):
+    for record in records:
         print(line(record))
 
 

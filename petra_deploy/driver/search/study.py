@@ -69,6 +69,7 @@ class Search:
                 duplicates += 1
                 trial.set_user_attr("same_as_before", True)
                 study.tell(trial, self._known[identity])
+                self._try_extras(study)
                 continue
             reason = self._pointless(strategy, trial.user_attrs)
             if reason:
@@ -138,8 +139,8 @@ class Search:
         self.on_outcome(len(self.outcomes), outcome)
         if (reason := stopping.hopeless(self.outcomes)) is not None:
             raise NotMet(f"the search ended early: {reason}", "the logs of the trials are in the run folder")
+        self._try_extras(study)
         waiting = sum(t.state == TrialState.WAITING for t in study.get_trials(deepcopy=False))
-        waiting += self._try_extras(study, waiting)
         for proposal in proposals.after(
             outcome, genome, before, self.goal, self._bytes, self.encoding, drops, self.outcomes
         ):
@@ -149,22 +150,22 @@ class Search:
                 study.enqueue_trial(proposal.genome, user_attrs=asked)
                 waiting += 1
 
-    def _try_extras(self, study: optuna.Study, waiting: int) -> int:
-        """Once the presets are judged, enqueue the best so far with each technique that they leave out; how many.
+    def _try_extras(self, study: optuna.Study) -> None:
+        """Once the presets are judged, enqueue the best so far with each technique that they leave out.
 
-        Where few trials were asked for there is no room for that.
+        Where few trials were asked for there is no room for that, unless presets leave out all there is: then they are
+        all the model as it came.
         """
         trials = study.get_trials(deepcopy=False)
-        judged = [t for t in trials if t.value is not None and "outcome" in t.user_attrs]
-        if waiting or not judged or any("extra" in t.user_attrs for t in trials):
-            return 0
+        judged = [t for t in trials if t.value is not None]
+        begun = any(t.state == TrialState.WAITING or "extra" in t.user_attrs for t in trials)
+        if begun or not judged:
+            return
         best = min(judged, key=lambda t: t.value if t.value is not None else math.inf)
         extras = self.encoding.extras(best.params)
-        if self.trials is not None and len(self.outcomes) + 2 * len(extras) > self.trials:
-            return 0
-        for genome in extras:
-            study.enqueue_trial(genome, user_attrs={"extra": True})
-        return len(extras)
+        if self.trials is None or not self.outcomes or len(self.outcomes) + 2 * len(extras) <= self.trials:
+            for genome in extras:
+                study.enqueue_trial(genome, user_attrs={"extra": True})
 
     def _climb(self, study: optuna.Study) -> None:
         """Enqueue the next step on from the best, where nothing waits: every second trial, and after each that led on.

@@ -168,6 +168,14 @@ def test_what_presets_leave_out_is_tried_once_on_the_best_of_them():
     assert "prune" in found[first]
 
 
+def test_what_presets_leave_out_is_tried_where_there_is_nothing_else():
+    made = with_seldom(6)
+    plan = made.encoding.plan
+    kept = tuple(offer for offer in plan.offers if offer.technique in ("downscale", "recover"))
+    made.encoding = replace(made.encoding, plan=replace(plan, offers=kept))
+    assert "downscale" in techniques(made.run())[0]
+
+
 def test_a_few_trials_leave_no_room_for_that():
     found = techniques(with_seldom(6).run())
     assert all("downscale" not in names for names in found)
