@@ -171,6 +171,7 @@ class Plan(Data):
     train_rows: int
     train_seconds_per_row: float | None
     forward_seconds_per_row: float
+    unshrunk: str = ""  # why all that shrinks was left out of the plan, where it was
 
     def offer(self, technique: str) -> Offer | None:
         return next((offer for offer in self.offers if offer.technique == technique), None)

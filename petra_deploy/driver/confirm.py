@@ -271,4 +271,5 @@ def _why(judged: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> str:
             f"on the test split, where {goal.max_drop:g} are allowed"
         )
     best = max(choose.gain(o, goal, baseline_bytes) for o in tested)
-    return f"nothing tried beats the model as it came for sure, so it cannot gain here: the best reached {best:.2f}x"
+    sure = "nothing tried beats the model as it came for sure, so it cannot gain here by what was tried"
+    return f"{sure}: the best reached {best:.2f}x"

@@ -83,7 +83,7 @@ def optimize(request: Request, folder: RunFolder, storage: str | None, on_event:
         front = choose.with_front(front, outcomes, request.goal, size)
         if not place.predicted:
             front = replace(front, outcomes=tuple(over_half(front.outcomes)))
-        return package(front, outcomes, baseline, request, folder, session, ship)
+        return package(front, outcomes, plan, baseline, request, folder, session, ship)
 
 
 def load(request: Request, folder: RunFolder, session: Session) -> Loaded:
@@ -249,6 +249,7 @@ def _reserve(baseline: Outcome, seconds: float, place: Place) -> float:
 def package(
     front: Front,
     outcomes: tuple[Outcome, ...],
+    plan: Plan,
     baseline: Outcome,
     request: Request,
     folder: RunFolder,
@@ -268,7 +269,8 @@ def package(
             bundle.write(folder.path / "nearest", ship(nearest, len(outcomes), notes=(front.why,)), session.store)
         kept = f"; the nearest is kept in {folder.path / 'nearest'}" if nearest is not None else ""
         why = choose.no_candidate(outcomes) or front.why
-        front = replace(front, why=f"no strategy met the budget: {why}{kept}")
+        untried = f"; shrinking was not tried: {plan.unshrunk}" if plan.unshrunk else ""
+        front = replace(front, why=f"no strategy met the budget: {why}{untried}{kept}")
         return Finished(front=front, trials=outcomes, out=folder.path)
     drop = chosen.score
     note = choose.resolution(drop.drop, drop.drop_error, drop.n) if drop else ""

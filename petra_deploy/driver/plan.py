@@ -105,7 +105,7 @@ def affordable(plan: Plan, seconds: float) -> Plan:
     )
     dropped = (Phase.SHRINK, Phase.RECOVER)
     unavailable = plan.unavailable | {o.technique: why for o in plan.offers if o.phase in dropped}
-    return replace(plan, offers=_without(plan.offers, dropped), unavailable=unavailable)
+    return replace(plan, offers=_without(plan.offers, dropped), unavailable=unavailable, unshrunk=why)
 
 
 def _without(offers: tuple[Offer, ...], phases: tuple[Phase, ...]) -> tuple[Offer, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 from jsonschema import validate
 
 from petra_deploy.core.machine import installed
@@ -135,3 +136,19 @@ def test_an_onnx_model_is_quantized_and_the_run_says_what_is_not_possible(place,
     assert done.code in (0, 1), done.err
     assert "prune is not available" not in done.err  # its graph is lifted into layers
     assert "refresh_batchnorm is not available: the model has no BatchNorm layer" in done.err  # they were folded
+
+
+def test_a_model_that_is_tiny_already_ends_with_the_sentence_and_without_a_bundle(place):
+    (place.folder / "run_tiny.py").write_text(
+        "from torch import nn\n\n\ndef build():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    with np.load(place.folder / "data.npz") as held:
+        np.savez(place.folder / "run_tiny.npz", input=held["image"], labels=held["labels"])
+    torch.save(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).state_dict(), place.folder / "run_tiny.pt"
+    )
+    done = place.petra("optimize", "run_tiny.pt", "--model", "run_tiny.py:build", "--data", "run_tiny.npz",
+                       "--runtime", "onnxruntime", "--trials", 1, "--time", "60s", "--out", "run-tiny")  # fmt: skip
+    assert done.code == 1, done.err
+    assert "cannot gain here by what was tried: the best reached 0." in done.err
+    assert not (place.folder / "run-tiny/bundle").exists()

@@ -124,6 +124,7 @@ def test_training_that_cannot_fit_is_not_asked():
     plan = affordable(simulation.plan(train_seconds_per_row=1.0), 20.0)  # an epoch takes a quarter of an hour
     assert [offer.technique for offer in plan.offers] == ["quantize_inc", "quantize_ort"]
     assert "--time" in plan.unavailable["prune"]
+    assert plan.unshrunk == plan.unavailable["prune"]
     assert affordable(simulation.plan(), 900.0) == simulation.plan()
 
 
