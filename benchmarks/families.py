@@ -161,7 +161,7 @@ def read() -> list[Record]:
 def line(record: Record) -> str:
     """A row of the table: of what the search found, or of a technique alone."""
     told, searched = FAMILIES[record["family"]], record["what"] == "search"
-    cells = [told.title, str(record["seed"])] if searched else [record["what"], told.title]
+    cells = [told.title, str(record["seed"])] if searched else [_single(record), told.title]
     if "why" in record:
         why = record["why"].removeprefix("error: ").removeprefix("no strategy met the budget: ")
         cells += ["", "", "", "", why] if searched else ["", "", "", why]
@@ -174,6 +174,19 @@ def line(record: Record) -> str:
         how = "" if "why" in record else f"{' + '.join(record['techniques'])}; {record['trials']} candidates, "
         cells += [f"{how}{record['seconds']} s", f"{_figures(told.least)} (aim {_figures(told.aim)})"]
     return f"| {' | '.join(cells)} |"
+
+
+def _single(record: Record) -> str:
+    """A technique, the runtime that its bundle chose where not the usual one, and whether the bundle has it at all."""
+    if "why" in record:
+        return str(record["what"])
+    backend = record["strategy"]["strategy"]["backend"]
+    parts = [
+        record["what"],
+        f"in {backend}" if backend else "",
+        "" if record["what"] in record["techniques"] else "(ships without)",
+    ]
+    return " ".join(filter(None, parts))
 
 
 def _figures(ratios: tuple[int, int, int]) -> str:
