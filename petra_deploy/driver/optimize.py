@@ -17,7 +17,7 @@ from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.folder import RunFolder
 from petra_deploy.core.job import Limits, Load
 from petra_deploy.core.outcome import Front, Goal, Outcome
-from petra_deploy.core.plan import Layout, Plan
+from petra_deploy.core.plan import Layout, Phase, Plan
 from petra_deploy.core.request import Request
 from petra_deploy.core.strategy import FULL, Strategy
 from petra_deploy.core.workload import Loaded
@@ -268,7 +268,8 @@ def package(
         if nearest is not None:
             bundle.write(folder.path / "nearest", ship(nearest, len(outcomes), notes=(front.why,)), session.store)
         kept = f"; the nearest is kept in {folder.path / 'nearest'}" if nearest is not None else ""
-        why = choose.no_candidate(outcomes) or front.why
+        offered = any(offer.phase in (Phase.SHRINK, Phase.QUANTIZE) for offer in plan.offers)
+        why = choose.no_candidate(outcomes, offered=offered) or front.why
         untried = f"; shrinking was not tried: {plan.unshrunk}" if plan.unshrunk else ""
         front = replace(front, why=f"no strategy met the budget: {why}{untried}{kept}")
         return Finished(front=front, trials=outcomes, out=folder.path)
