@@ -112,10 +112,10 @@ def finalists(outcomes: Sequence[Outcome], goal: Goal, baseline_bytes: int) -> t
     return tuple(sorted(chosen[:3], key=lambda o: -rank(o, goal, baseline_bytes)))
 
 
-def no_candidate(outcomes: Sequence[Outcome], *, offered: bool = False) -> str:
+def no_candidate(outcomes: Sequence[Outcome], *, offered: bool) -> str:
     """Why there is no candidate at all, or an empty string where there was one; `offered`: there was what to try."""
     if not outcomes and offered:
-        return "not one candidate fitted into the time: give it more --time"
+        return "nothing that differs from the model as it came fitted into the time: give it more --time"
     if not outcomes:
         return "this model cannot gain here: none of the techniques applies to it, and the notes say why"
     failed = [outcome.failed for outcome in outcomes if outcome.failed]

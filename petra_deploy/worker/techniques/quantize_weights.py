@@ -32,8 +32,8 @@ PHASE = Phase.QUANTIZE
 ORDER = 5
 ACTS_ON: ActsOn = "graph"
 OFF = (
-    "weights of 4 or 8 bits are meant for where one token is computed at a time; on whole inputs INT8 was faster in "
-    "every family measured (docs/families.md), and what they have is the file: for --objective size"
+    "weights of 4 or 8 bits are meant for where one token is computed at a time; on batches of whole inputs INT8 was "
+    "faster in every family measured (docs/families.md), and what they have is the file: for --objective size"
 )
 _LINEAR = ("Linear", "MultiheadAttention", "MatMul", "Gemm")
 _LEAST = 1024  # weights of a layer, below which the unpacking is all that it costs

@@ -87,9 +87,9 @@ def test_better_for_sure_means_the_whole_interval_of_a_measured_speedup():
 
 
 def test_why_there_is_no_candidate_is_told_apart_from_candidates_that_failed():
-    assert "none of the techniques applies" in choose.no_candidate(())
+    assert "none of the techniques applies" in choose.no_candidate((), offered=False)
     assert "--time" in choose.no_candidate((), offered=True)
     broken = replace(outcome(2.0, 0.0), failed=Failed(job="transform", kind="mismatch", reason="outputs differ"))
-    assert "all 2 candidates failed" in choose.no_candidate((broken, broken))
-    assert "outputs differ" in choose.no_candidate((broken, broken))
-    assert choose.no_candidate((broken, outcome(0.9, 0.0))) == ""
+    assert "all 2 candidates failed" in choose.no_candidate((broken, broken), offered=True)
+    assert "outputs differ" in choose.no_candidate((broken, broken), offered=True)
+    assert choose.no_candidate((broken, outcome(0.9, 0.0)), offered=True) == ""
