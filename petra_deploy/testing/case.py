@@ -5,9 +5,13 @@ model = case.adapter()                           # as a technique gets it: eval 
 outputs = model(*case.tensors(rows=4))
 applied = prune.apply(model, options, case.tools(tmp_path))
 graph = Inline(store).must(Transform(workload=case.workload(store), strategy=Strategy()))
+
+Techniques train where the variable PETRA_TEST_DEVICE says: `PETRA_TEST_DEVICE=cuda pytest tests/unit/worker`; the CPU
+without it.
 """
 
 import copy
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +32,8 @@ from petra_deploy.worker.jobs._techniques import finders
 from petra_deploy.worker.model.adapter import Adapter, Call, flatten
 from petra_deploy.worker.model.layout import layout
 from petra_deploy.worker.workload.source import Source
+
+DEVICE = os.environ.get("PETRA_TEST_DEVICE", "cpu")
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Case:
         fields: dict[str, Any] = {
             "calibration": self.samples(rows, seed), "train": train, "teacher": lambda: copy.deepcopy(self.adapter()),
             "teacher_outputs": outputs, "signature": self.signature(), "metric": MetricSpec(name="accuracy"),
-            "seed": seed, "scratch": scratch, "log": lambda _: None,
+            "seed": seed, "scratch": scratch, "log": lambda _: None, "device": DEVICE,
         }  # fmt: skip
         return Tools(**{**fields, **changes})
 

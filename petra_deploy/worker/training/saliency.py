@@ -14,6 +14,7 @@ answers drawn from what the model itself holds likely: against its plain answers
 do, there is no gradient.
 """
 
+import contextlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -45,7 +46,7 @@ def saliency(model: nn.Module, importance: Importance, tools: Tools) -> nn.Modul
     samples = _filled(samples.first(ROWS[importance]), size)
     judged = surgery.twin(model, trainable=True).to(tools.device)
     try:
-        with quiet(), torch.enable_grad():
+        with quiet(), torch.enable_grad(), _recurrent_gradients(judged):
             means = _means(judged, samples, size, tools, squared=importance == "hessian")
     except Problem:
         raise
@@ -59,6 +60,13 @@ def saliency(model: nn.Module, importance: Importance, tools: Tools) -> nn.Modul
         values = weight.detach()
         weight.data = (values * mean).abs() if importance == "taylor" else values.square() * mean / 2
     return judged.cpu()
+
+
+def _recurrent_gradients(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """In eval mode cuDNN's recurrent layers have no backward pass; PyTorch's own kernels have one."""
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    flags: contextlib.AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=False)
+    return flags if recurrent and torch.cuda.is_available() else contextlib.nullcontext()
 
 
 def _means(model: nn.Module, samples: Samples, size: int, tools: Tools, *, squared: bool) -> dict[nn.Parameter, Tensor]:

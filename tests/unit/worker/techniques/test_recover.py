@@ -12,6 +12,7 @@ from petra_deploy.core.extension import Tools
 from petra_deploy.core.metrics import SPECS
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import MetricSpec
+from petra_deploy.testing.case import DEVICE
 from petra_deploy.worker.techniques import recover
 from petra_deploy.worker.training.recovery import fitting
 from tests.models import CASES, Case
@@ -28,7 +29,7 @@ def tools_for(case: Case, scratch: Path, *, rows: int = 128, labels: bool = Fals
     settings = {
         "calibration": samples, "train": samples, "teacher": case.adapter, "teacher_outputs": lambda: outputs,
         "signature": case.signature(), "metric": metric or SPECS["accuracy" if labels else "agreement"],
-        "seed": 3, "scratch": scratch, "log": lambda line: None,
+        "seed": 3, "scratch": scratch, "log": lambda line: None, "device": DEVICE,
     }  # fmt: skip
     return Tools(**(settings | more))  # type: ignore[arg-type]
 

@@ -11,6 +11,7 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.core.metrics import SPECS
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import Signature, TensorSpec
+from petra_deploy.testing.case import DEVICE
 from petra_deploy.worker.training.loop import Course, Trained, fit
 from petra_deploy.worker.training.losses import Weights, distance_for
 from petra_deploy.worker.training.samples import Rows, batch_size
@@ -40,7 +41,7 @@ def rows(n: int = 96) -> Rows:
 
 
 def train(net: nn.Module, data: Rows, seed: int = 0, **course: float) -> Trained:
-    settings = {"epochs": 6, "lr": 0.01, "batch_size": 16} | course
+    settings = {"epochs": 6, "lr": 0.01, "batch_size": 16, "device": DEVICE} | course
     distance = distance_for(data.teacher, data.target, SPECS["accuracy"], Weights(1.0, 0.5, 2.0))
     return fit(net, data, distance, Course(**settings), seed=seed)  # type: ignore[arg-type]
 

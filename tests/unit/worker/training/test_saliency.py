@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from petra_deploy.core.errors import Problem
 from petra_deploy.core.workload import MetricSpec
 from petra_deploy.worker.model import channels
-from petra_deploy.worker.model.importance import channel_scores
+from petra_deploy.worker.model.importance import Importance, channel_scores
 from petra_deploy.worker.training.losses import Output, drawn
 from petra_deploy.worker.training.saliency import saliency
 from tests.models import CASES, Case
@@ -32,6 +32,15 @@ def test_taylor_is_the_weight_times_the_gradient_against_the_labels(tmp_path: Pa
     judged = saliency(case.adapter(), "taylor", tools)
     for (name, weight), (_, found) in zip(model.named_parameters(), judged.named_parameters(), strict=True):
         torch.testing.assert_close(found.detach(), (weight * weight.grad).abs().detach(), msg=name)
+
+
+@pytest.mark.parametrize("importance", ["taylor", "hessian"])
+def test_gradients_pass_recurrent_layers_as_well(importance: Importance, tmp_path: Path) -> None:
+    case = CASES["lstm"]()
+    judged = saliency(case.adapter(), importance, case.tools(tmp_path, rows=16))
+    recurrent = [p for name, p in judged.named_parameters() if "weight_hh" in name]
+    assert recurrent
+    assert all(p.isfinite().all() and p.max() > 0 for p in recurrent)
 
 
 def test_hessian_is_half_the_squared_weight_times_the_mean_squared_gradient_of_rows(tmp_path: Path) -> None:
