@@ -160,6 +160,7 @@ class Probed(Data):
     sensitivity: dict[str, float]  # "kind/name" -> divergence of the outputs when shrunk alone
     train_seconds_per_row: float | None  # forward and backward of the original; None: no training
     forward_seconds_per_row: float
+    train_starts_per_row: float = 0.0  # of that, what no width saves: on an accelerator the starts of its kernels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +172,7 @@ class Plan(Data):
     train_rows: int
     train_seconds_per_row: float | None
     forward_seconds_per_row: float
+    train_starts_per_row: float = 0.0  # as in Probed
     unshrunk: str = ""  # why all that shrinks was left out of the plan, where it was
 
     def offer(self, technique: str) -> Offer | None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from petra_deploy.core.errors import BadInput
 from petra_deploy.core.job import Inspect, Probe
 from petra_deploy.core.outcome import Failed
-from petra_deploy.core.plan import Group, Inspected, Offer, Phase, Plan
+from petra_deploy.core.plan import Group, Inspected, Offer, Phase, Plan, Probed
 from petra_deploy.core.request import Request
 from petra_deploy.core.target import Target
 from petra_deploy.core.workload import Workload
@@ -25,7 +25,7 @@ def make_plan(workload: Workload, target: Target, request: Request, session: Ses
     """
     inspected: Inspected = session.must(Inspect(workload=workload, target=target, limits=session.limits()))
     inspected = asked(inspected, request.with_techniques, request.without_techniques)
-    layout, rate, forward = inspected.layout, None, 0.0
+    layout, costs = inspected.layout, Probed(sensitivity={}, train_seconds_per_row=None, forward_seconds_per_row=0.0)
     if workload.has_layers:
         limits = replace(session.limits(), seconds=max(0.25 * session.seconds, 60.0))
         searched = replace(layout, groups=_searched(inspected))
@@ -33,16 +33,17 @@ def make_plan(workload: Workload, target: Target, request: Request, session: Ses
         if isinstance(probed, Failed):
             session.say(f"no sensitivities: {probed.reason}", "warning")
         else:
-            layout = layout.with_sensitivities(probed.value.sensitivity)
-            rate, forward = probed.value.train_seconds_per_row, probed.value.forward_seconds_per_row
+            costs = probed.value
+            layout = layout.with_sensitivities(costs.sensitivity)
     plan = Plan(
         layout=layout,
         offers=inspected.offers,
         runtime=inspected.runtime,
         unavailable=inspected.unavailable,
         train_rows=workload.train.rows if workload.train else 0,
-        train_seconds_per_row=rate,
-        forward_seconds_per_row=forward,
+        train_seconds_per_row=costs.train_seconds_per_row,
+        forward_seconds_per_row=costs.forward_seconds_per_row,
+        train_starts_per_row=costs.train_starts_per_row,
     )
     return affordable(plan, session.left())
 

@@ -26,6 +26,7 @@ from petra_deploy.core.plan import Knob, Phase
 from petra_deploy.core.store import Store
 from petra_deploy.core.strategy import Fidelity, Step, Strategy
 from petra_deploy.core.target import Target
+from petra_deploy.testing.case import same
 from petra_deploy.testing.contracts._contract import Contract, found, refusal, sentences, skip
 from petra_deploy.testing.contracts._graphs import case_of, exported, feeds, layout_of
 from petra_deploy.testing.contracts._knobs import knobs_at
@@ -81,7 +82,7 @@ class TechniqueContract(Contract):
     def test_the_same_seed_gives_the_same_result(self, technique: str, family: str) -> None:
         first, second = tried(technique, family).outputs
         for ours, theirs in zip(first, second, strict=True):
-            assert np.array_equal(ours, theirs)
+            assert same(ours, theirs)
 
     def test_facts_say_what_changed(self, technique: str, family: str) -> None:
         facts = tried(technique, family).facts

@@ -32,6 +32,7 @@ SECONDS = 15.0  # for the damages of all groups together
 ROWS = 64  # most calibration rows; fewer where a forward pass is slow
 BATCH = 32
 STEPS = 4  # training steps timed, after one that is not
+FEW = 2  # rows of a training step that is nothing but the starts of its kernels; BatchNorm wants two
 TRAINING = 15.0  # seconds for them, as far as forward passes tell: batches of slow models are smaller
 FORWARD = 3.0  # seconds after which no further forward pass is timed
 WORST = 1000.0  # a damage that is larger, or no number
@@ -53,13 +54,19 @@ def run(job: Probe, context: Context) -> Probed:
         affordable = SECONDS / (len(groups) + 1) / max(forward, 1e-9)
         rows = calibration.first(max(min(ROWS, int(affordable)), 8))
         damages = damage(model, groups, shrinkers, rows, workload.signature, context.log)
-        train = None
+        train, starts = None, 0.0
         if workload.train is not None:
             affordable = TRAINING / (STEPS + 1) / (3 * max(forward, 1e-9))  # a step is about three forward passes
             count = size or max(min(BATCH, int(affordable)), 2)
             batch = tensors(Samples.open(context.store.path(workload.train.key)).first(count), workload.signature)
-            train = _train_seconds(model, batch, resolve(job.device), context.log)
-    return Probed(sensitivity=damages, train_seconds_per_row=train, forward_seconds_per_row=forward)
+            device = resolve(job.device)
+            train = _train_seconds(model, batch, device, context.log)
+            if train is not None and device != "cpu" and not size:
+                few = _train_seconds(model, tuple(t[:FEW] for t in batch), device, context.log)
+                starts = min((few or 0.0) * FEW / count, train)
+    return Probed(
+        sensitivity=damages, train_seconds_per_row=train, forward_seconds_per_row=forward, train_starts_per_row=starts
+    )
 
 
 def damage(

@@ -1,5 +1,8 @@
 from dataclasses import replace
 
+import pytest
+
+from petra_deploy.core.outcome import Failed
 from petra_deploy.core.plan import Group, Knob, Offer, Phase
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.search.cost_model import CostModel, remaining_share
@@ -93,3 +96,28 @@ def test_a_training_of_which_a_part_may_be_in_the_store_teaches_no_rate_but_what
     cost.learn(replace(both, graph=replace(both.graph, facts={"seconds": {"recover": 40.0, "quantize_qat": 25.0}})))
     assert cost.epoch_seconds(strategy) == before
     assert cost.fixed_seconds() == 5.0
+
+
+def test_on_an_accelerator_the_starts_of_kernels_are_the_least_and_fewer_layers_have_fewer():
+    plan = simulation.plan(train_seconds_per_row=1e-2)
+    groups = tuple(replace(g, name=f"block0.{g.name}") if i < 4 else g for i, g in enumerate(plan.layout.groups))
+    block = Group(name="block0", kind="block", width=1, parameters=4000, macs=0)
+    plan = replace(plan, layout=replace(plan.layout, groups=(*groups[:8], block)), train_starts_per_row=8e-3)
+    cost = CostModel(plan, fixed=1.0)
+    whole = cost.epoch_seconds(Strategy())
+    narrow = cost.epoch_seconds(pruned(0.9, plan))
+    shallow = Strategy(steps=(Step(technique="drop_blocks", options={"blocks": ["block0"]}), *pruned(0.9, plan).steps))
+    assert narrow == pytest.approx(0.8 * whole)
+    assert cost.epoch_seconds(shallow) == pytest.approx(0.4 * whole)
+
+
+def test_a_training_that_met_its_limit_was_too_short_of_time_and_a_failed_build_says_nothing():
+    plan = simulation.plan(train_seconds_per_row=1e-2)
+    cost = CostModel(plan, fixed=1.0)
+    strategy = Strategy(steps=(Step(technique="recover", options={"epochs": 2}),))
+    before = cost.epoch_seconds(strategy)
+    late = Failed(job="transform", kind="timeout", reason="the time limit was reached", seconds=8 * before)
+    cost.learn(replace(simulation.outcome(2, 0, strategy=strategy), failed=replace(late, job="build")))
+    assert cost.epoch_seconds(strategy) == before
+    cost.learn(replace(simulation.outcome(2, 0, strategy=strategy), failed=late))
+    assert cost.epoch_seconds(strategy) == pytest.approx(4 * before)

@@ -13,7 +13,7 @@ from petra_deploy.core.job import Inspect, Probe
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.store import Store
 from petra_deploy.core.workload import Signature, TensorSpec
-from petra_deploy.testing.case import Case, case
+from petra_deploy.testing.case import DEVICE, Case, case
 from petra_deploy.testing.inline import Inline
 from petra_deploy.worker.jobs import probe
 from petra_deploy.worker.jobs._techniques import Shrinkers
@@ -29,13 +29,14 @@ def test_every_group_that_shrinks_gets_a_finite_damage_and_costs_are_positive(na
     run = Inline(Store(tmp_path))
     case = PROBED[name]()
     facts = case.layout()
-    found = run.must(Probe(workload=case.workload(run.store), layout=facts))
+    found = run.must(Probe(workload=case.workload(run.store), layout=facts, device=DEVICE))
     smaller = {f"{g.kind}/{g.name}" for g in facts.groups if g.kind != "encoder"}  # which is a place, not a size
     assert set(found.sensitivity) == smaller
     assert all(0 <= value <= 1000 for value in found.sensitivity.values())
     assert found.forward_seconds_per_row > 0
     assert found.train_seconds_per_row is not None
     assert found.train_seconds_per_row > 0
+    assert (found.train_starts_per_row > 0) == (DEVICE != "cpu")
 
 
 def test_a_group_that_does_nothing_has_no_damage_and_others_have() -> None:

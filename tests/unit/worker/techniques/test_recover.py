@@ -12,7 +12,7 @@ from petra_deploy.core.extension import Tools
 from petra_deploy.core.metrics import SPECS
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import MetricSpec
-from petra_deploy.testing.case import DEVICE
+from petra_deploy.testing.case import DEVICE, same
 from petra_deploy.worker.techniques import recover
 from petra_deploy.worker.training.recovery import fitting
 from tests.models import CASES, Case
@@ -97,7 +97,7 @@ def test_the_same_seed_recovers_the_same_model_and_the_fidelity_shortens_it(tmp_
     options = recover.Options(epochs=4)
     once, again = (recover.apply(case.adapter(), options, tools) for _ in range(2))
     pairs = zip(once.model.state_dict().values(), again.model.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
+    assert all(same(a, b) for a, b in pairs)
     assert recover.apply(case.adapter(), options, short).facts["steps"] == 8
     assert once.facts["steps"] == 32
 
