@@ -27,7 +27,7 @@ from petra_deploy.worker.training.held_out import Held, Rounds
 from petra_deploy.worker.training.losses import Distance
 from petra_deploy.worker.training.memory import channels_last
 from petra_deploy.worker.training.objective import Objective
-from petra_deploy.worker.training.samples import Batch, Rows
+from petra_deploy.worker.training.samples import Batch, Rows, taking
 from petra_deploy.worker.training.threads import chosen
 
 _WARM = 0.1  # share of the steps in which the rate rises
@@ -142,10 +142,11 @@ def _batches(rows: Rows, mixed: Rows | None, size: int, generator: np.random.Gen
         sources = [_batches(part, None, size, generator, device, images_last) for part in (rows, mixed)]
         while True:
             yield from (next(source) for source in sources)
+    take = taking(rows, device)
     while True:
         order = generator.permutation(len(rows))
         for start in range(0, len(order) - size + 1, size):
-            yield rows.take(order[start : start + size]).to(device, images_last=images_last)
+            yield take(order[start : start + size]).to(device, images_last=images_last)
 
 
 def _rate(step: int, steps: int) -> float:

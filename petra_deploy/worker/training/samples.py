@@ -5,10 +5,11 @@
     batch.inputs, batch.teacher, batch.target
 
 Rows are numpy arrays, perhaps memory-mapped and larger than memory: a batch is copied out when its
-turn comes, never the whole split.
+turn comes, never the whole split. But a GPU takes the split once where it fits: a copy to it waits for all
+that it was given before, and steps of small networks are done before the next is there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import Signature
 
 Array = NDArray[Any]
+
+
+_SHARE = 0.25  # of a GPU's free memory that a split may take
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,11 @@ class Batch:
         )
         target = None if self.target is None else self.target.to(device)
         return Batch(inputs, tuple(t.to(device) for t in self.teacher), target)
+
+    def take(self, index: Tensor) -> "Batch":
+        """These rows, in this order; `index` is on the batch's own device."""
+        target = None if self.target is None else self.target[index]
+        return Batch(tuple(t[index] for t in self.inputs), tuple(t[index] for t in self.teacher), target)
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,22 @@ class Rows:
             tuple(_tensor(values, index) for values in self.teacher),
             None if self.target is None else _tensor(self.target, index),
         )
+
+
+def taking(rows: Rows, device: str) -> Callable[[Array], Batch]:
+    """What takes rows by their numbers: on `device` already, where it is a GPU that holds them all, else on the CPU."""
+    if not _fits(rows, device):
+        return rows.take
+    held = rows.take(np.arange(len(rows))).to(device)
+    return lambda index: held.take(torch.from_numpy(index).to(device, non_blocking=True))
+
+
+def _fits(rows: Rows, device: str) -> bool:
+    if not device.startswith("cuda"):
+        return False
+    arrays = (*rows.inputs, *rows.teacher, *([] if rows.target is None else [rows.target]))
+    free, _ = torch.cuda.mem_get_info(device)
+    return sum(values.nbytes for values in arrays) <= _SHARE * free
 
 
 def batch_size(signature: Signature, wanted: int) -> int:

@@ -11,7 +11,8 @@ from petra_deploy.core.errors import Problem
 from petra_deploy.core.metrics import SPECS
 from petra_deploy.core.samples import Samples
 from petra_deploy.core.workload import Signature, TensorSpec
-from petra_deploy.testing.case import DEVICE
+from petra_deploy.testing.case import DEVICE, same
+from petra_deploy.worker.training import samples
 from petra_deploy.worker.training.loop import Course, Trained, fit
 from petra_deploy.worker.training.losses import Weights, distance_for
 from petra_deploy.worker.training.samples import Rows, batch_size
@@ -111,6 +112,21 @@ def test_frozen_layers_are_trained_too() -> None:
     before = net.conv.weight.clone()
     train(net, rows(), epochs=1)
     assert not torch.equal(before, net.conv.weight)
+
+
+def test_rows_that_a_gpu_holds_are_those_that_are_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = []
+    for held in (False, True):
+        monkeypatch.setattr(samples, "_fits", lambda rows, device, held=held: held)
+        net = seeded()
+        train(net, rows())
+        trained.append(net)
+    assert all(same(a.detach(), b.detach()) for a, b in zip(*(net.parameters() for net in trained), strict=True))
+
+
+def test_the_cpu_copies_out_a_batch_when_its_turn_comes() -> None:
+    data = rows()
+    assert samples.taking(data, "cpu") == data.take
 
 
 def test_rows_of_the_original_must_be_those_of_the_data() -> None:
