@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -22,6 +22,7 @@ from petra_deploy.core.extension import Tools
 from petra_deploy.worker.model import masks
 from petra_deploy.worker.training import lora, regularize
 from petra_deploy.worker.training.balance import Balance
+from petra_deploy.worker.training.dropout import eased, has_dropout
 from petra_deploy.worker.training.held_out import apart
 from petra_deploy.worker.training.loop import Course, Material, fit
 from petra_deploy.worker.training.losses import OutputDistance, Weights, distance_for
@@ -102,7 +103,7 @@ def train(model: nn.Module, recipe: Recipe, tools: Tools, *, only: Sequence[str]
     named = dict(model.named_parameters())
     chosen = None if only is None else tuple(named[name] for name in only)
     adapted = lora.added(model, recipe.lora_rank, tools.seed) if recipe.lora_rank else nullcontext()
-    with adapted as adapters:
+    with adapted as adapters, _dropping(model, tools, facts):
         if adapters is not None:
             chosen, facts["lora_weights"] = adapters.trained, adapters.weights
         material = Material(mixed=more, held_out=held, only=chosen)
@@ -120,6 +121,18 @@ def train(model: nn.Module, recipe: Recipe, tools: Tools, *, only: Sequence[str]
         "seconds": round(time.monotonic() - start, 2),
     }
     return Recovery(trained.losses, told)
+
+
+def _dropping(model: nn.Module, tools: Tools, facts: dict[str, object]) -> AbstractContextManager[object]:
+    """Dropout at the rate that fits what is left of the original."""
+    if not has_dropout(model):
+        return nullcontext()
+    left, whole = (sum(p.numel() for p in each.parameters()) for each in (model, tools.teacher()))
+    share = left / max(whole, 1)
+    if share >= 1.0:
+        return nullcontext()
+    facts["dropout_times"] = float(f"{math.sqrt(share):.3g}")
+    return eased(model, share)
 
 
 def fitting(rows: int) -> int:
