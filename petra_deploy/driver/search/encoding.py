@@ -18,13 +18,12 @@ from petra_deploy.core.extension import Space
 from petra_deploy.core.plan import Knob, Offer, Phase, Plan
 from petra_deploy.core.strategy import Step, Strategy
 from petra_deploy.driver.search.cost_model import CostModel
-from petra_deploy.driver.search.genes import gene_of, seldom, share_of, steered, strength_of, stronger, within
+from petra_deploy.driver.search.genes import gene_of, seldom, share_of, steered, within
 
 Genome = Mapping[str, float]
-_LEAST = 0.04  # a strength below this does nothing: its step is left out
-_TRIED = 0.75  # the gene at which it is tried once, on the best: half of its range
+LEAST = 0.04  # a strength below this does nothing: its step is left out
 _SELDOM = 0.25  # the gene of what presets leave out, in the middle of the half that leaves it out
-_STEPS = (0.6, 0.8)  # what a step on keeps of what was kept: a long one, and a short one
+STEER = 0.4  # how far presets let sensitivity move the groups from their common level
 _ROWS_SEEN = 9600  # in a training, where an epoch has few
 _SPREAD = 4.0  # training time runs from 1/_SPREAD to _SPREAD/2 of a trial's fair share
 
@@ -119,11 +118,11 @@ class Encoding:
                     options[name] = chosen
             elif knob.per:
                 level = knob.at(gene)
-                if knob.strength and float(str(level)) < _LEAST:
+                if knob.strength and float(str(level)) < LEAST:
                     return None
                 steer = genome.get(f"{offer.technique}.{name}.steer", 0.5)
                 options[name] = steered(groups, float(str(level)), steer, knob)
-            elif knob.strength and gene < _LEAST:
+            elif knob.strength and gene < LEAST:
                 return None
             else:
                 options[name] = knob.at(gene)
@@ -186,7 +185,7 @@ class Encoding:
                 else:
                     genome[gene] = 0.0
                 if knob.per and knob.kind == "real":
-                    genome[f"{gene}.steer"] = 0.4
+                    genome[f"{gene}.steer"] = STEER
             if _optional(offer):
                 genome[f"{offer.technique}.use"] = 1.0 if recoverers == [offer] else 0.0
         if self._quantizers():
@@ -209,48 +208,7 @@ class Encoding:
                 found.append({**genome, gene: (knob.choices.index(value) + 0.5) / len(knob.choices)})
         return found
 
-    def extras(self, genome: Genome) -> list[dict[str, float]]:
-        """The same with one technique more that presets leave out, each at half of its strength."""
-        found = []
-        for offer in self.plan.offers:
-            left_out = [name for name, knob in offer.knobs.items() if knob.strength and seldom(knob)]
-            if left_out and offer.phase is Phase.SHRINK:
-                found.append({**genome, **{f"{offer.technique}.{name}": _TRIED for name in left_out}})
-        return found
-
-    def further(self, genome: Genome) -> list[dict[str, float]]:
-        """Steps on from a genome: all strengths that it uses at once, each by itself, the same smaller; then the rest.
-
-        What is in use keeps `_STEPS` of what it kept before; of a subset one more is taken. A strength that the
-        genome leaves out is begun last, and by itself.
-        """
-        found: list[dict[str, float]] = []
-        begun: list[dict[str, float]] = []
-        for kept in _STEPS:
-            each = {}
-            for offer, name, knob in self._strengths():
-                gene = f"{offer.technique}.{name}"
-                groups = len(self.plan.layout.of_kind(knob.per)) if knob.per else 1
-                after = stronger(knob, genome.get(gene, 0.0), kept, groups)
-                if after is not None and strength_of(knob, genome.get(gene, 0.0)) >= _LEAST:
-                    each[gene] = after
-                elif after is not None and kept == _STEPS[0]:
-                    begun.append({**genome, gene: after})
-            steps = [{**genome, **each}, *({**genome, gene: after} for gene, after in each.items())]
-            found += [one for one in steps if one != genome and one not in found]
-        return found + begun
-
-    def joined(self, genome: Genome, other: Genome) -> dict[str, float] | None:
-        """`genome` with the strengths of `other` that it leaves out; None where there is none."""
-        begun = {}
-        for offer, name, knob in self._strengths():
-            gene = f"{offer.technique}.{name}"
-            ours, theirs = (strength_of(knob, each.get(gene, 0.0)) for each in (genome, other))
-            if ours < _LEAST <= theirs:
-                begun[gene] = other[gene]
-        return {**genome, **begun} if begun else None
-
-    def _strengths(self) -> Iterator[tuple[Offer, str, Knob]]:
+    def strengths(self) -> Iterator[tuple[Offer, str, Knob]]:
         """(offer, option, knob) of what makes the model smaller."""
         for offer in self.plan.offers:
             if offer.phase is Phase.SHRINK:

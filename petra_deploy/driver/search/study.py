@@ -22,7 +22,7 @@ from petra_deploy.core.errors import NotMet, OutOfDisk
 from petra_deploy.core.event import Event, OnEvent
 from petra_deploy.core.outcome import Goal, Outcome
 from petra_deploy.core.strategy import Strategy
-from petra_deploy.driver.search import choose, proposals, stopping
+from petra_deploy.driver.search import choose, proposals, steps, stopping
 from petra_deploy.driver.search.cost_model import epochs_of, trainings
 from petra_deploy.driver.search.drops import Drops
 from petra_deploy.driver.search.encoding import Encoding
@@ -162,7 +162,7 @@ class Search:
         if begun or not judged:
             return
         best = min(judged, key=lambda t: t.value if t.value is not None else math.inf)
-        extras = self.encoding.extras(best.params)
+        extras = steps.extras(self.encoding, best.params)
         if self.trials is None or not self.outcomes or len(self.outcomes) + 2 * len(extras) <= self.trials:
             for genome in extras:
                 study.enqueue_trial(genome, user_attrs={"extra": True})
@@ -201,17 +201,19 @@ class Search:
         drops, gains = Drops(self.outcomes), self._gains(ours)
         held = [t for t, o in zip(ours, self.outcomes, strict=True) if choose.feasible(o, self.goal, drops)]
         good = [trial for trial in held if gains[trial.number] ** 2 > gains[start.number]]
-        met = [self.encoding.joined(start.params, t.params) for t in sorted(good, key=lambda t: -gains[t.number])]
+        met = [
+            steps.joined(self.encoding, start.params, t.params) for t in sorted(good, key=lambda t: -gains[t.number])
+        ]
         return [step for step in met if step is not None]
 
     def _steps(self, start: FrozenTrial, ours: Sequence[FrozenTrial]) -> list[dict[str, float]]:
         """Steps on from `start`; last what goes on as the step that led there, where that bought little."""
-        steps, gains = self.encoding.further(start.params), self._gains(ours)
+        further, gains = steps.further(self.encoding, start.params), self._gains(ours)
         before = next((trial for trial in ours if trial.number == start.user_attrs.get("before")), None)
         if before is None or gains[start.number] > _WORTH * gains[before.number]:
-            return steps
+            return further
         spent = {name for name, gene in start.params.items() if gene != before.params[name]}
-        return sorted(steps, key=lambda step: all(step[name] == start.params[name] or name in spent for name in step))
+        return sorted(further, key=lambda step: all(step[name] == start.params[name] or name in spent for name in step))
 
     def _gains(self, ours: Sequence[FrozenTrial]) -> dict[int, float]:
         """Trial number -> gain."""

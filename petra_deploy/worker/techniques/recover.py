@@ -34,7 +34,7 @@ def obstacles(layout: Layout, target: Target) -> tuple[str, ...]:
 
 def knobs(layout: Layout, target: Target) -> dict[str, Knob]:
     knobs = {
-        "epochs": Knob.integer(1, 200, log=True, ladder=(5, 10, 20, 40)),
+        "epochs": Knob.integer(1, 400, log=True, ladder=(5, 10, 20, 40)),
         "lr": Knob.real(1e-4, 1e-2, log=True, ladder=(2e-3, 3e-3, 5e-3, 6e-3)),
     }
     floating = all(spec.dtype.startswith(("float", "bfloat")) for spec in layout.signature.inputs)

@@ -104,3 +104,11 @@ def outcome(
 def baseline() -> Outcome:
     made = outcome(1.0, 0.0, size=SIZE)
     return replace(made, seconds=1.0)
+
+
+def options(strategy, technique):
+    return next(step.options for step in strategy.steps if step.technique == technique)
+
+
+def option(strategy, technique, name):
+    return options(strategy, technique)[name]

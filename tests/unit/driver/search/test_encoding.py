@@ -5,14 +5,7 @@ from petra_deploy.core.plan import Group, Knob, Offer, Phase
 from petra_deploy.driver.search.cost_model import CostModel, epochs_of, remaining_share
 from petra_deploy.driver.search.encoding import Encoding
 from tests.unit.driver.search import simulation
-
-
-def options(strategy, technique):
-    return next(step.options for step in strategy.steps if step.technique == technique)
-
-
-def option(strategy, technique, name):
-    return options(strategy, technique)[name]
+from tests.unit.driver.search.simulation import option, options
 
 
 def test_the_first_preset_quantizes_and_shrinks_nothing():
@@ -145,43 +138,3 @@ def test_parts_stay_in_float_most_sensitive_first_and_none_at_gene_zero():
     assert options(halved, "quantize_inc")["keep_float"] == ["layer4", "layer7"]
     blocks = mixed.decode({**genome, "quantize_inc.keep_float": 1.0, "drop_blocks.blocks": 0.0}, allowance=10)
     assert remaining_share(blocks, plan) == remaining_share(encoding.decode(genome, allowance=10), encoding.plan)
-
-
-def test_a_step_on_makes_every_strength_in_use_stronger_then_each_by_itself():
-    encoding = simulation.encoding()
-    genome = encoding.presets()[2]
-    before = encoding.decode(genome, allowance=10)
-    together, *singly = [encoding.decode(g, allowance=10) for g in encoding.further(genome)]
-    ratios, blocks = option(before, "prune", "ratios"), option(before, "drop_blocks", "blocks")
-    assert all(option(together, "prune", "ratios")[name] > ratio for name, ratio in ratios.items())
-    assert len(option(together, "drop_blocks", "blocks")) == len(blocks) + 1
-    assert option(singly[0], "prune", "ratios") == ratios
-    assert len(option(singly[0], "drop_blocks", "blocks")) == len(blocks) + 1
-    assert option(singly[1], "drop_blocks", "blocks") == blocks
-    assert all(option(singly[1], "prune", "ratios")[name] > ratio for name, ratio in ratios.items())
-
-
-def test_what_another_has_and_this_one_leaves_out_is_joined_to_it():
-    encoding = simulation.encoding()
-    narrow = {**encoding.presets()[2], "drop_blocks.blocks": 0.0}
-    shallow = {**encoding.presets()[3], "prune.ratios": 0.0}
-    both = encoding.joined(narrow, shallow)
-    assert both == {**narrow, "drop_blocks.blocks": shallow["drop_blocks.blocks"]}
-    assert encoding.joined(both, shallow) is None
-    assert encoding.joined(narrow, narrow) is None
-
-
-def test_there_is_no_step_on_from_the_strongest():
-    encoding = simulation.encoding()
-    genome = {**encoding.presets()[-1], "prune.ratios": 1.0, "drop_blocks.blocks": 1.0}
-    assert encoding.further(genome) == []
-
-
-def test_a_strength_that_is_left_out_is_begun_by_itself_only():
-    encoding = simulation.encoding()
-    genome = {**encoding.presets()[2], "drop_blocks.blocks": 0.0}
-    found = [encoding.decode(g, allowance=10) for g in encoding.further(genome)]
-    with_blocks = [s for s in found if any(step.technique == "drop_blocks" for step in s.steps)]
-    assert with_blocks
-    assert all(option(s, "prune", "ratios") == option(with_blocks[0], "prune", "ratios") for s in with_blocks)
-    assert all(len(option(s, "drop_blocks", "blocks")) == 1 for s in with_blocks)
