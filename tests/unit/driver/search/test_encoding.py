@@ -5,7 +5,7 @@ from petra_deploy.core.plan import Group, Knob, Offer, Phase
 from petra_deploy.driver.search.cost_model import CostModel, epochs_of, remaining_share
 from petra_deploy.driver.search.encoding import Encoding
 from tests.unit.driver.search import simulation
-from tests.unit.driver.search.simulation import option, options
+from tests.unit.driver.search.simulation import options
 
 
 def test_the_first_preset_quantizes_and_shrinks_nothing():
