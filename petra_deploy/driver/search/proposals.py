@@ -18,6 +18,7 @@ from petra_deploy.driver.search.encoding import Encoding
 _FINAL = ("timeout", "memory", "diverged")  # another precision would not help
 _HOPED = 2.0  # points that training on may bring, before any has been seen
 _TWICE, _BEHIND = 2, 0.9  # a precision that reached less than this share of the best, so often in a row
+_AS_LARGE = 1.3  # times the bytes of an engine, at most: shapes that are about as large
 _AGAIN = 2  # further trainings, each as long as all before
 
 
@@ -51,7 +52,7 @@ def after(
     if choose.feasible(outcome, goal, drops):
         if worth <= record * 0.7:
             return []
-        slow = _slow(encoding.quantizers(), outcomes, lambda o: choose.gain(o, goal, baseline_bytes))
+        slow = _slow(outcome, encoding.quantizers(), outcomes, lambda o: choose.gain(o, goal, baseline_bytes))
         served = encoding.serving(genome, _alternatives(outcome))
         return [Proposal(other, epochs, again, worth) for other in (*encoding.neighbours(genome, slow), *served)]
     excess = choose.upper_drop(outcome, 0.0, drops) - goal.max_drop
@@ -68,22 +69,33 @@ def _alternatives(outcome: Outcome) -> dict[str, str]:
 
 
 def _slow(
-    quantizers: Collection[str], outcomes: Sequence[Outcome], gain: Callable[[Outcome], float]
+    outcome: Outcome, quantizers: Collection[str], outcomes: Sequence[Outcome], gain: Callable[[Outcome], float]
 ) -> frozenset[str | None]:
-    """The precisions that were well behind another of the same shape, the last two times."""
-    shapes: dict[bytes, dict[str | None, float]] = {}
-    for outcome in (o for o in outcomes if o.ok):
-        steps = outcome.strategy.steps
-        precision = next((step.technique for step in steps if step.technique in quantizers), None)
-        rest = tuple(step for step in steps if step.technique not in quantizers)
-        shape = files.canonical(replace(outcome.strategy, steps=rest))
-        shapes.setdefault(shape, {})[precision] = gain(outcome)
+    """The precisions that were well behind another of the same shape, the last two times, among shapes about as large.
+
+    The smaller a network, the less integers gain: what was slow of one half as large again says nothing.
+    """
+    shapes: dict[bytes, dict[str | None, Outcome]] = {}
+    for each in (o for o in outcomes if o.ok):
+        rest = tuple(step for step in each.strategy.steps if step.technique not in quantizers)
+        shape = files.canonical(replace(each.strategy, steps=rest))
+        shapes.setdefault(shape, {})[_precision(each, quantizers)] = each
+    own, most = _precision(outcome, quantizers), _AS_LARGE * _bytes(outcome)
+    alike = [met for met in shapes.values() if own in met and _bytes(met[own]) <= most]
     found = set()
     for precision in (None, *quantizers):
-        shares = [gains[precision] / max(gains.values()) for gains in shapes.values() if precision in gains]
+        shares = [gain(met[precision]) / max(map(gain, met.values())) for met in alike if precision in met]
         if len(shares) >= _TWICE and max(shares[-_TWICE:]) < _BEHIND:
             found.add(precision)
     return frozenset(found)
+
+
+def _precision(outcome: Outcome, quantizers: Collection[str]) -> str | None:
+    return next((step.technique for step in outcome.strategy.steps if step.technique in quantizers), None)
+
+
+def _bytes(outcome: Outcome) -> int:
+    return outcome.engine.bytes if outcome.engine else 0
 
 
 def _hope(drops: Drops, outcomes: Sequence[Outcome]) -> float:

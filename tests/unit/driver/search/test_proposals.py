@@ -11,11 +11,11 @@ from tests.unit.driver.search import simulation
 GOAL = Goal(max_drop=1.0)
 
 
-def proposed(drop, speedup=20.0, again=(), best=None, known=()):
+def proposed(drop, speedup=20.0, again=(), best=None, known=(), size=simulation.SIZE // 10):
     encoding = simulation.encoding()
     genome = encoding.presets()[3]
     strategy = encoding.decode(genome, allowance=10, epochs=8, again=again)
-    outcome = simulation.outcome(speedup, drop, strategy=strategy)
+    outcome = simulation.outcome(speedup, drop, strategy=strategy, size=size)
     found = proposals.after(outcome, genome, best, GOAL, simulation.SIZE, encoding, Drops(), known)
     return [encoding.decode(p.genome, allowance=10, epochs=p.epochs, again=p.again) for p in found]
 
@@ -81,6 +81,8 @@ def test_a_precision_that_was_slow_twice_is_not_tried_on_the_next_shape():
     twice = [*once, measured(2, "quantize_inc", 20), measured(2, "quantize_ort", 15), measured(2, None, 12)]
     assert [names(s)[-1] for s in proposed(0.3, known=once)] == ["recover", "quantize_ort"]
     assert [names(s)[-1] for s in proposed(0.3, known=twice)] == ["recover"]
+    smaller = proposed(0.3, known=twice, size=simulation.SIZE // 20)  # half the size: integers gain less
+    assert [names(s)[-1] for s in smaller] == ["recover", "quantize_ort"]
 
 
 def test_training_on_repeats_no_other_technique_that_trains():
