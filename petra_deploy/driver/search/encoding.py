@@ -22,7 +22,7 @@ from petra_deploy.driver.search.genes import gene_of, seldom, share_of, steered,
 
 Genome = Mapping[str, float]
 LEAST = 0.04  # a strength below this does nothing: its step is left out
-_SELDOM = 0.25  # the gene of what presets leave out, in the middle of the half that leaves it out
+LEFT_OUT = 0.25  # the gene of what presets leave out, in the middle of the half that leaves it out
 STEER = 0.4  # how far presets let sensitivity move the groups from their common level
 _ROWS_SEEN = 9600  # in a training, where an epoch has few
 _SPREAD = 4.0  # training time runs from 1/_SPREAD to _SPREAD/2 of a trial's fair share
@@ -175,7 +175,7 @@ class Encoding:
             for name, knob in offer.knobs.items():
                 gene = f"{offer.technique}.{name}"
                 if seldom(knob):
-                    genome[gene] = _SELDOM
+                    genome[gene] = LEFT_OUT
                 elif off and knob.strength:
                     genome[gene] = 0.0
                 elif name == "epochs":

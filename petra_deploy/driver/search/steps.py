@@ -4,8 +4,9 @@ for genome in further(encoding, best):           # the boldest first
     study.enqueue_trial(genome)
 """
 
+from petra_deploy.core.outcome import Outcome
 from petra_deploy.core.plan import Phase
-from petra_deploy.driver.search.encoding import LEAST, STEER, Encoding, Genome
+from petra_deploy.driver.search.encoding import LEAST, LEFT_OUT, STEER, Encoding, Genome
 from petra_deploy.driver.search.genes import seldom, strength_of, stronger
 
 _KEPT = (0.6, 0.8)  # what a step on keeps of what was kept: a long one, and a short one
@@ -49,6 +50,19 @@ def joined(encoding: Encoding, genome: Genome, other: Genome) -> dict[str, float
         if ours < LEAST <= theirs:
             begun[gene] = other[gene]
     return {**genome, **begun} if begun else None
+
+
+def active(encoding: Encoding, genome: Genome, outcome: Outcome) -> dict[str, float]:
+    """`genome` without what presets leave out and what took no parameter away, as the outcome's facts say."""
+    facts = outcome.graph.facts if outcome.graph else {}
+    idle = {name for name, told in facts.items() if isinstance(told, dict) and _equal(told.get("parameters"))}
+    strengths = [(offer.technique, name) for offer, name, knob in encoding.strengths() if seldom(knob)]
+    return {**genome, **{f"{technique}.{name}": LEFT_OUT for technique, name in strengths if technique in idle}}
+
+
+def _equal(counts: object) -> bool:
+    """Whether a model had as many parameters before as after."""
+    return isinstance(counts, list | tuple) and len(counts) == 2 and counts[0] == counts[1]
 
 
 def extras(encoding: Encoding, genome: Genome) -> list[dict[str, float]]:

@@ -25,7 +25,7 @@ from petra_deploy.core.strategy import Strategy
 from petra_deploy.driver.search import choose, proposals, steps, stopping
 from petra_deploy.driver.search.cost_model import epochs_of, trainings
 from petra_deploy.driver.search.drops import Drops
-from petra_deploy.driver.search.encoding import Encoding
+from petra_deploy.driver.search.encoding import Encoding, Genome
 
 Evaluate = Callable[[Strategy, float], Outcome]  # (strategy, seconds it may take)
 _EPOCHS, _ROWS = 3.0, 6000  # a training should see: its rows so often, or so many
@@ -182,38 +182,41 @@ class Search:
         if start is None or ("step" in ours[-1].user_attrs and ours[-1].number != start.number):
             return
         asked: dict[str, Any] = {"step": start.number, "before": start.number}
+        genomes = [steps.active(self.encoding, t.params, o) for t, o in zip(ours, self.outcomes, strict=True)]
+        genome = genomes[ours.index(start)]
         joined = [trial.user_attrs["joined"] for trial in trials if "joined" in trial.user_attrs]
-        for step in self._joins(start, ours):
-            begun = sorted(name for name in step if step[name] != start.params[name])
+        for step in self._joins(genome, genomes, self._gains(ours)[start.number]):
+            begun = sorted(name for name in step if step[name] != genome[name])
             if begun not in joined:
                 study.enqueue_trial(step, user_attrs={**asked, "joined": begun})
                 return
-        tried = [trial.params for trial in trials if trial.user_attrs.get("step") == start.number]
-        further = next((step for step in self._steps(start, ours) if step not in tried), None)
+        tried = [trial.params for trial in trials]
+        further = next((step for step in self._steps(start, genome, ours) if step not in tried), None)
         if further is not None:
             study.enqueue_trial(further, user_attrs=asked)
 
-    def _joins(self, start: FrozenTrial, ours: Sequence[FrozenTrial]) -> list[dict[str, float]]:
-        """`start` with the strengths that others did well with and it leaves out, of the fastest first.
+    def _joins(self, genome: Genome, others: Sequence[Genome], gain: float) -> list[dict[str, float]]:
+        """`genome` with the strengths that others did well with and it leaves out, of the fastest first.
 
         The same strengths are joined but once a run: where they held, later bests have them; where not, nor would they.
         """
-        drops, gains = Drops(self.outcomes), self._gains(ours)
-        held = [t for t, o in zip(ours, self.outcomes, strict=True) if choose.feasible(o, self.goal, drops)]
-        good = [trial for trial in held if gains[trial.number] ** 2 > gains[start.number]]
-        met = [
-            steps.joined(self.encoding, start.params, t.params) for t in sorted(good, key=lambda t: -gains[t.number])
+        drops = Drops(self.outcomes)
+        held = [
+            (self._gain(outcome), other)
+            for outcome, other in zip(self.outcomes, others, strict=True)
+            if choose.feasible(outcome, self.goal, drops) and self._gain(outcome) ** 2 > gain
         ]
+        met = [steps.joined(self.encoding, genome, other) for _, other in sorted(held, key=lambda pair: -pair[0])]
         return [step for step in met if step is not None]
 
-    def _steps(self, start: FrozenTrial, ours: Sequence[FrozenTrial]) -> list[dict[str, float]]:
-        """Steps on from `start`; last what goes on as the step that led there, where that bought little."""
-        further, gains = steps.further(self.encoding, start.params), self._gains(ours)
+    def _steps(self, start: FrozenTrial, genome: Genome, ours: Sequence[FrozenTrial]) -> list[dict[str, float]]:
+        """Steps on from `genome`; last what goes on as the step that led there, where that bought little."""
+        further, gains = steps.further(self.encoding, genome), self._gains(ours)
         before = next((trial for trial in ours if trial.number == start.user_attrs.get("before")), None)
         if before is None or gains[start.number] > _WORTH * gains[before.number]:
             return further
         spent = {name for name, gene in start.params.items() if gene != before.params[name]}
-        return sorted(further, key=lambda step: all(step[name] == start.params[name] or name in spent for name in step))
+        return sorted(further, key=lambda step: all(step[name] == genome[name] or name in spent for name in step))
 
     def _gains(self, ours: Sequence[FrozenTrial]) -> dict[int, float]:
         """Trial number -> gain."""

@@ -1,4 +1,7 @@
-from petra_deploy.driver.search.steps import further, joined
+from dataclasses import replace
+
+from petra_deploy.core.plan import Knob, Offer, Phase
+from petra_deploy.driver.search.steps import active, extras, further, joined
 from tests.unit.driver.search import simulation
 from tests.unit.driver.search.simulation import option
 
@@ -52,3 +55,24 @@ def test_a_strength_that_is_left_out_is_begun_by_itself_only():
     assert with_blocks
     assert all(option(s, "prune", "ratios") == option(with_blocks[0], "prune", "ratios") for s in with_blocks)
     assert all(len(option(s, "drop_blocks", "blocks")) == 1 for s in with_blocks)
+
+
+def test_what_changed_nothing_is_left_out_of_the_next_steps():
+    plain = simulation.encoding()
+    knobs = {"levels": Knob.real(0.0, 0.9, per="channels", strength=True)}  # no ladder: presets leave it out
+    factors = Offer(technique="low_rank", phase=Phase.SHRINK, acts_on="module", knobs=knobs)
+    encoding = replace(plain, plan=replace(plain.plan, offers=(*plain.plan.offers, factors)))
+    genome = extras(encoding, encoding.presets()[2])[0]
+    strategy = encoding.decode(genome, allowance=10)
+    assert option(strategy, "low_rank", "levels")
+
+    def after(counts):
+        made = simulation.outcome(2, 0, strategy=strategy)
+        facts = {"low_rank": {"parameters": counts}, "prune": {"parameters": [900, 900]}}
+        return active(encoding, genome, replace(made, graph=replace(made.graph, facts=facts)))
+
+    assert after([1000, 900]) == genome
+    changed = {name for name, gene in after([1000, 1000]).items() if gene != genome[name]}
+    assert changed == {"low_rank.levels"}
+    left = encoding.decode(after([1000, 1000]), allowance=10)
+    assert "low_rank" not in [step.technique for step in left.steps]
