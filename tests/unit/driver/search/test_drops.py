@@ -67,3 +67,13 @@ def test_a_lucky_candidate_is_not_the_best():
     assert choose.feasible(lucky, goal)
     assert not choose.feasible(lucky, goal, Drops([*outcomes, lucky]))
     assert choose.best([*outcomes, lucky], goal, simulation.SIZE) is not lucky
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_network_that_was_ruined_says_nothing_of_the_others(seed):
+    outcomes, _ = noisy(seed, error=0.3)
+    goal, ruined = Goal(max_drop=1.0), scored(40.0, 1.5, 1.0)  # four times as steep as the rest, five times as far
+    before, after = (Drops([*outcomes, *more]) for more in ([], [ruined]))
+    near = [o for o in outcomes if choose.feasible(o, goal, before)]
+    assert near
+    assert all(after.estimate(o)[0] == pytest.approx(before.estimate(o)[0], abs=0.1) for o in near)
