@@ -43,11 +43,8 @@ def remaining_share(strategy: Strategy, plan: Plan) -> float:
         work = float(group.macs or group.parameters)
         total += work
         counted += group.parameters
-        left += (
-            0.0
-            if _inside(group.name, dropped)
-            else work * shallow(group) * keep.get((group.kind, group.name), 1.0) ** 2
-        )
+        if not _inside(group.name, dropped):
+            left += work * shallow(group) * keep.get((group.kind, group.name), 1.0) ** 2
     if not total:
         total = left = float(plan.layout.parameters)
     elif counted:  # what no technique can shrink (attention, embeddings) stays, unless its block goes
@@ -101,9 +98,7 @@ class CostModel:
         trained = _trained_seconds(outcome)
         self._fixed.append(outcome.seconds - trained)
         expected = self._expected(outcome.strategy)
-        alone = (
-            sum("epochs" in step.options for step in outcome.strategy.steps) == 1
-        )  # of several some may be in the store
+        alone = sum("epochs" in step.options for step in outcome.strategy.steps) == 1  # of several some may be stored
         if alone and expected > 0 and trained > 0.5:
             self._ratios.append(trained / expected)
 
