@@ -73,7 +73,7 @@ def _slow(
 ) -> frozenset[str | None]:
     """The precisions that were well behind another of the same shape, the last two times, among shapes about as large.
 
-    The smaller a network, the less integers gain: what was slow of one half as large again says nothing.
+    The smaller a network, the less integers gain: what was slow of one a third as large again says nothing.
     """
     shapes: dict[bytes, dict[str | None, Outcome]] = {}
     for each in (o for o in outcomes if o.ok):
